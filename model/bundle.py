@@ -1,0 +1,215 @@
+"""Bundles: one trained model on disk, `manifest.json` and `weights.safetensors`.
+
+The manifest names the SHA-256 of the weights; both are checked before a tensor is looked at. Never pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from model.config import Architecture, ModelSpec, Signal
+from model.errors import (
+    BundleDigestMismatch,
+    BundleMalformed,
+    BundleMissing,
+    BundleShapeMismatch,
+    BundleTruncated,
+    BundleVersionUnknown,
+)
+from model.network import Network
+
+FORMAT = 1
+MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+STORED_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """One model, ready to use. `weights` are float32 by the names of `Architecture.shapes`."""
+
+    name: str
+    version: str
+    spec: ModelSpec
+    weights: Mapping[str, Tensor]
+    description: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    quality: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""  # SHA-256 of the weights file, hexadecimal; empty before it is saved
+
+    def network(self) -> Network:
+        """The network with these weights, in evaluation mode."""
+        network = Network(self.spec)
+        network.load_state_dict(dict(self.weights))
+        return network.eval()
+
+
+def save(bundle: Bundle, directory: Path, dtype: str = "float32") -> Bundle:
+    """Writes the bundle, weights first, each file whole or not at all. Returns it as a reader will see it.
+
+    With `dtype` "float16" the file is half the size, and the model *is* the rounded weights.
+    """
+    if not NAME_PATTERN.fullmatch(bundle.name):
+        raise BundleMalformed(f"a model's name must match {NAME_PATTERN.pattern}, not {bundle.name!r}")
+    _check_weights(bundle.spec.architecture, bundle.weights, directory)
+    stored = {k: v.detach().to("cpu", STORED_TYPES[dtype]).contiguous() for k, v in bundle.weights.items()}
+    blob = save_tensors(stored)
+    arch = bundle.spec.architecture
+    manifest = {
+        "format": FORMAT,
+        "name": bundle.name,
+        "version": bundle.version,
+        "task": arch.task,
+        "description": bundle.description,
+        "architecture": {"cell": "lstm", **asdict(arch), "parameters": arch.parameters},
+        "inputs": [asdict(s) for s in bundle.spec.inputs],
+        "outputs": [asdict(s) for s in bundle.spec.outputs],
+        "vocabulary": bundle.spec.vocabulary,
+        "training": bundle.training,
+        "quality": bundle.quality,
+        "weights": {"file": WEIGHTS, "dtype": dtype, "sha256": hashlib.sha256(blob).hexdigest()},
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    _write(directory / WEIGHTS, blob)
+    _write(directory / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    return load(directory)
+
+
+def load(directory: Path) -> Bundle:
+    """Reads and checks a bundle. Raises a `BundleError` that says which file is wrong, and how."""
+    manifest = _read_manifest(directory)
+    try:
+        spec = _spec(manifest)
+        name, version = str(manifest["name"]), str(manifest["version"])
+        expected, file = manifest["weights"]["sha256"], manifest["weights"]["file"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise BundleMalformed(f"{directory / MANIFEST}: {what}") from error
+    if not NAME_PATTERN.fullmatch(name):
+        raise BundleMalformed(f"{directory / MANIFEST}: name must match {NAME_PATTERN.pattern}, not {name!r}")
+    if file != WEIGHTS:  # a path of the manifest's choosing could lead anywhere
+        raise BundleMalformed(f"{directory / MANIFEST}: weights.file must be {WEIGHTS!r}, not {file!r}")
+    weights, digest = _read_weights(directory / WEIGHTS, str(expected))
+    _check_weights(spec.architecture, weights, directory)
+    return Bundle(
+        name=name,
+        version=version,
+        spec=spec,
+        weights={k: v.float() for k, v in weights.items()},
+        description=str(manifest.get("description", "")),
+        training=manifest.get("training") or {},
+        quality=manifest.get("quality") or {},
+        digest=digest,
+    )
+
+
+def find(directory: Path) -> list[Path]:
+    """The bundles below a directory (or the directory itself, if it is one), by name."""
+    if (directory / MANIFEST).exists():
+        return [directory]
+    if not directory.is_dir():
+        raise BundleMissing(f"{directory}: no such directory of bundles")
+    return sorted(path.parent for path in directory.glob(f"*/{MANIFEST}"))
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleMissing(f"{path}: not found") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleMalformed(f"{path}: not JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise BundleMalformed(f"{path}: must be a JSON object")
+    if manifest.get("format") != FORMAT:
+        raise BundleVersionUnknown(
+            f"{path}: format {manifest.get('format')!r}; this release reads format {FORMAT}"
+        )
+    return manifest
+
+
+def _spec(manifest: dict[str, Any]) -> ModelSpec:
+    arch = dict(manifest["architecture"])
+    arch.pop("parameters", None)
+    if arch.pop("cell", None) != "lstm":
+        raise ValueError("architecture.cell must be 'lstm'")
+    return ModelSpec(
+        architecture=Architecture(**arch),
+        inputs=tuple(_signal(s) for s in manifest["inputs"]),
+        outputs=tuple(_signal(s) for s in manifest["outputs"]),
+        vocabulary=str(manifest["vocabulary"]),
+    )
+
+
+def _signal(entry: dict[str, Any]) -> Signal:
+    signal = Signal(str(entry["name"]), str(entry["unit"]), float(entry["mean"]), float(entry["std"]))
+    if not (math.isfinite(signal.mean) and math.isfinite(signal.std)):
+        raise ValueError(f"mean and std of {signal.name!r} must be finite")
+    return signal
+
+
+def _read_weights(path: Path, expected: str) -> tuple[dict[str, Tensor], str]:
+    try:
+        blob = path.read_bytes()
+    except FileNotFoundError as error:
+        raise BundleMissing(f"{path}: not found") from error
+    # Length first: a cut file is reported as cut, which says more than a digest that differs.
+    header = int.from_bytes(blob[:8], "little") if len(blob) >= 8 else -1
+    try:
+        entries = json.loads(blob[8 : 8 + header]) if 0 <= header <= len(blob) - 8 else None
+        ends = [e["data_offsets"][1] for n, e in (entries or {}).items() if n != "__metadata__"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        entries, ends = None, []
+    if entries is None or len(blob) < 8 + header + max(ends, default=0):
+        raise BundleTruncated(f"{path}: the file is truncated or not safetensors ({len(blob)} bytes)")
+    digest = hashlib.sha256(blob).hexdigest()
+    if digest != expected:
+        raise BundleDigestMismatch(f"{path}: SHA-256 is {digest}, the manifest says {expected}")
+    try:
+        return load_tensors(blob), digest
+    except SafetensorError as error:
+        raise BundleTruncated(f"{path}: not safetensors: {error}") from error
+
+
+def _check_weights(arch: Architecture, weights: Mapping[str, Tensor], directory: Path) -> None:
+    shapes = arch.shapes()
+    where = directory / WEIGHTS
+    for name, shape in shapes.items():
+        if name not in weights:
+            raise BundleShapeMismatch(f"{where}: tensor {name} is missing")
+        tensor = weights[name]
+        if tuple(tensor.shape) != shape:
+            raise BundleShapeMismatch(f"{where}: {name} is {list(tensor.shape)}, must be {list(shape)}")
+        if tensor.dtype not in STORED_TYPES.values():
+            raise BundleShapeMismatch(
+                f"{where}: {name} is {tensor.dtype}, must be one of {list(STORED_TYPES)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise BundleShapeMismatch(f"{where}: {name} holds a number that is not finite")
+    surplus = sorted(set(weights) - set(shapes))
+    if surplus:
+        raise BundleShapeMismatch(f"{where}: unexpected tensor {surplus[0]}")
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

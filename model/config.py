@@ -1,0 +1,136 @@
+"""What a model is, apart from its weights: sizes, names, units, normalisation.
+
+Everything here is a frozen value, checked where it is made; `bundle` reads and writes it as JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Task = Literal["series", "text"]
+
+#: Largest magnitude of a normalised input. Beyond it the float32 input product of a gate can reach
+#: inf - inf = NaN; a million standard deviations is no observation of anything.
+MAX_NORMALISED = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One input or output of a series model.
+
+    `mean` and `std` are in `unit`: normalised = (value - mean) / std.
+    """
+
+    name: str
+    unit: str = ""
+    mean: float = 0.0
+    std: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Sizes of a stacked LSTM and its head.
+
+    input_size: features of one step after embedding. hidden_size H, num_layers L: of the LSTM.
+    output_size: values the head gives a lead (series: number of outputs; text: vocabulary size).
+    leads: how many steps ahead the head predicts at once; row 0 is the next step.
+    residual: the head's prediction is added to the current normalised value of the same signal,
+    so that a head of zeros says "like now".
+    """
+
+    task: Task
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    output_size: int
+    leads: int = 1
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "hidden_size", "num_layers", "output_size", "leads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"architecture.{name} must be a whole number of at least 1, not {value!r}")
+        if self.task not in ("series", "text"):
+            raise ValueError(f"architecture.task must be 'series' or 'text', not {self.task!r}")
+        if self.task == "text" and (self.leads != 1 or self.residual):
+            raise ValueError("a text model has one lead and no residual")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the weights file, by name. Rows of the LSTM's are the gates i, f, g, o."""
+        H = self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.task == "text":
+            shapes["embedding.weight"] = (self.output_size, self.input_size)
+        for layer in range(self.num_layers):
+            shapes[f"lstm.weight_ih_l{layer}"] = (4 * H, H if layer else self.input_size)
+            shapes[f"lstm.weight_hh_l{layer}"] = (4 * H, H)
+            shapes[f"lstm.bias_l{layer}"] = (4 * H,)
+        shapes["head.weight"] = (self.leads * self.output_size, H)
+        shapes["head.bias"] = (self.leads * self.output_size,)
+        return shapes
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        total = 0
+        for shape in self.shapes().values():
+            size = 1
+            for n in shape:
+                size *= n
+            total += size
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model as its users see it: architecture plus the meaning of its inputs and outputs.
+
+    Series: `inputs` and `outputs` name the columns. Text: `vocabulary` is the string of characters
+    whose index is the token; inputs and outputs are empty.
+    """
+
+    architecture: Architecture
+    inputs: tuple[Signal, ...] = ()
+    outputs: tuple[Signal, ...] = ()
+    vocabulary: str = ""
+
+    def __post_init__(self) -> None:
+        arch = self.architecture
+        if arch.task == "text":
+            if len(set(self.vocabulary)) != len(self.vocabulary):
+                raise ValueError("the vocabulary names a character twice")
+            if len(self.vocabulary) != arch.output_size:
+                raise ValueError(
+                    f"the vocabulary has {len(self.vocabulary)} characters, the head {arch.output_size}"
+                )
+            return
+        for what, signals, size in (
+            ("inputs", self.inputs, arch.input_size),
+            ("outputs", self.outputs, arch.output_size),
+        ):
+            if len(signals) != size:
+                raise ValueError(f"{len(signals)} {what} are named, the architecture has {size}")
+            if len({s.name for s in signals}) != size:
+                raise ValueError(f"the {what} name a signal twice")
+            for s in signals:
+                if not s.std > 0:
+                    raise ValueError(f"{what}: std of {s.name!r} must be above 0, not {s.std!r}")
+        if arch.residual and self.output_columns is None:
+            raise ValueError("a residual head needs every output among the inputs, by name")
+
+    @property
+    def output_columns(self) -> tuple[int, ...] | None:
+        """For each output the input column of the same name; None if one has none."""
+        names = [s.name for s in self.inputs]
+        columns = tuple(names.index(s.name) for s in self.outputs if s.name in names)
+        return columns if self.outputs and len(columns) == len(self.outputs) else None
+
+    @property
+    def closes_loop(self) -> bool:
+        """Whether predictions can be fed back as inputs: text, or outputs that are all the inputs."""
+        if self.architecture.task == "text":
+            return True
+        columns = self.output_columns
+        return columns is not None and sorted(columns) == list(range(len(self.inputs)))

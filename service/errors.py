@@ -1,0 +1,85 @@
+"""What can go wrong with a request, as one tree. No HTTP here: `api/problems` maps each class to the wire.
+
+CellstateError
+├── BadRequest             not JSON, or not a request at all
+│   └── InvalidValue         a value of the wrong shape, type or range; names its place
+├── TooLarge               more bytes or steps than a limit allows
+├── NotFound               no such path or model
+│   └── SessionNotFound      no such session, and the step is not 0
+├── SessionExists          the id is taken by a live session
+├── StepConflict           the step is ahead, or too old, or its inputs differ from those committed
+├── Gone                   the session was here and is no more
+│   ├── SessionExpired       its time to live ran out
+│   └── SessionLost          it was kept in memory only, and that memory is gone
+├── NoCapacity             a limit on sessions or on waiting requests is reached
+├── Unavailable            draining, or a part this needs is away; the session has not moved
+├── DeadlineExceeded       the request's own deadline passed before it was started
+└── EngineFailure          the engine could not run the request; the session has not moved
+"""
+
+from __future__ import annotations
+
+
+class CellstateError(Exception):
+    """Root. `detail` says what happened in one sentence; `facts` are what helps a program react."""
+
+    def __init__(self, detail: str, **facts: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.facts = facts
+
+
+class BadRequest(CellstateError):
+    """The request can't be read."""
+
+
+class InvalidValue(BadRequest):
+    """A value is of the wrong shape, type or range. Facts: `field`, its place."""
+
+
+class TooLarge(CellstateError):
+    """More bytes or steps than a limit allows. Facts: `limit`."""
+
+
+class NotFound(CellstateError):
+    """No such path or model."""
+
+
+class SessionNotFound(NotFound):
+    """No such session, and the request can't open it."""
+
+
+class SessionExists(CellstateError):
+    """The id asked for is taken by a live session."""
+
+
+class StepConflict(CellstateError):
+    """The step can't be executed or answered again. Facts: `expected_step`, the session's next."""
+
+
+class Gone(CellstateError):
+    """The session was here and is no more."""
+
+
+class SessionExpired(Gone):
+    """The session's time to live ran out."""
+
+
+class SessionLost(Gone):
+    """The session was kept in memory only, and that memory is gone."""
+
+
+class NoCapacity(CellstateError):
+    """A limit on sessions or waiting requests is reached. Facts: `retry_after_s`."""
+
+
+class Unavailable(CellstateError):
+    """The service can't take this now; nothing has happened. Facts: `retry_after_s`."""
+
+
+class DeadlineExceeded(CellstateError):
+    """The request's deadline passed before it was started; nothing has happened."""
+
+
+class EngineFailure(CellstateError):
+    """The engine could not run the request; the session is where it was. Facts: `retry_after_s`."""

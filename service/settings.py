@@ -1,0 +1,127 @@
+"""Every setting: its name, default and help. The only reader of the environment.
+
+A setting comes from its flag, else from CELLSTATE_<NAME>, else from its default. A bad value stops the start
+with a SettingError that names it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT_PREFIX = "CELLSTATE_"
+SHIPPED_BUNDLES = Path(__file__).parent.parent / "model" / "bundles"
+
+
+class SettingError(ValueError):
+    """A setting has a value it can't have."""
+
+
+def setting(default: Any, help: str, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One frozen value for the whole service. Sizes are counts, times are seconds unless the name says ms."""
+
+    host: str = setting("127.0.0.1", "address to listen on")
+    port: int = setting(8000, "port of the front door", least=1)
+    direct_ports: str = setting("8100-8199", "range from which each replica takes its own port")
+    direct_host: str = setting(
+        "", "host name in direct_url, if clients know the replica by another than `host`"
+    )
+    models: str = setting(str(SHIPPED_BUNDLES), "directory of bundles to serve (or one bundle)")
+    replicas: int = setting(1, "replicas of each model; more than one needs a shared store", least=1)
+    device: str = setting("auto", "where the state lives: auto, cpu, cuda or cuda:N")
+    num_gpus: float = setting(1.0, "share of a GPU each replica takes, where there is one", least=0)
+    threads: int = setting(1, "threads of tensor arithmetic in each replica on a CPU", least=1)
+    store: str = setting("memory:", "where sessions are kept: memory:")
+    durability: str = setting("none", "of a session that asks for none itself: none", choices=("none",))
+    slots: int = setting(4096, "sessions resident on the device, for each replica", least=1)
+    host_sessions: int = setting(
+        1_000_000, "sessions spilled to host memory, for each replica, beyond the resident ones", least=0
+    )
+    ttl_s: float = setting(86400.0, "idle seconds after which a session ends", least=0.001)
+    replay_window: int = setting(256, "newest steps of a session that a retry is answered from", least=1)
+    max_batch: int = setting(256, "most sessions in one tick", least=1)
+    quantum: int = setting(32, "most steps of one request in one tick", least=1)
+    max_queue: int = setting(8192, "requests waiting in a replica before 429", least=1)
+    max_body_bytes: int = setting(
+        8 * 1024 * 1024, "largest body of a request, and largest stream message", least=1024
+    )
+    max_steps: int = setting(10_000, "most steps in one request", least=1)
+    max_horizon: int = setting(1_000, "most steps of a horizon or of generated text", least=1)
+    max_traced_steps: int = setting(256, "most steps of one request that asks for gates", least=1)
+    drain_s: float = setting(10.0, "seconds that running requests get to end at a stop", least=0)
+    log_level: str = setting(
+        "warning", "least level that is logged", choices=("debug", "info", "warning", "error")
+    )
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            check(f, getattr(self, f.name))
+        direct_port_range(self)
+        if self.store != "memory:":
+            raise SettingError(f"store: {self.store!r} is not known; this release has memory:")
+        if self.replicas > 1:
+            raise SettingError(
+                "replicas: more than 1 needs a store that replicas share; memory: is one replica's own"
+            )
+
+
+def check(f: Field[Any], value: Any) -> None:
+    """Raises SettingError unless the value fits the setting's choices and bounds."""
+    choices, least = f.metadata["choices"], f.metadata["least"]
+    if choices and value not in choices:
+        raise SettingError(f"{f.name}: {value!r} is not one of {', '.join(choices)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingError(f"{f.name}: must be finite, not {value!r}")
+    if least is not None and value < least:
+        raise SettingError(f"{f.name}: must be at least {least}, not {value!r}")
+
+
+def direct_port_range(settings: Settings) -> range:
+    """The ports a replica may take for itself."""
+    first, _, last = settings.direct_ports.partition("-")
+    try:
+        ports = range(int(first), int(last or first) + 1)
+    except ValueError:
+        ports = range(0)
+    if not ports or ports[0] < 1 or ports[-1] > 65535:
+        raise SettingError(f"direct_ports: must be a range such as 8100-8199, not {settings.direct_ports!r}")
+    return ports
+
+
+def parse(f: Field[Any], text: str) -> Any:
+    """A setting's value from its text, by the type of its default."""
+    kind = type(f.default)
+    try:
+        return kind(text)
+    except ValueError as error:
+        noun = "a whole number" if kind is int else "a number"
+        raise SettingError(f"{f.name}: {text!r} is not {noun}") from error
+
+
+def read(flags: Mapping[str, str | None], environment: Mapping[str, str] | None = None) -> Settings:
+    """Settings from flags (by name; None is not given), else the environment, else defaults.
+
+    An unknown CELLSTATE_ variable is an error: a misspelt setting must not pass for a set one.
+    """
+    environment = os.environ if environment is None else environment
+    known = {f.name: f for f in fields(Settings)}
+    for name in environment:
+        if name.startswith(ENVIRONMENT_PREFIX) and name[len(ENVIRONMENT_PREFIX) :].lower() not in known:
+            raise SettingError(f"{name}: no such setting")
+    values: dict[str, Any] = {}
+    for name, f in known.items():
+        text = flags.get(name)
+        if text is None:
+            text = environment.get(ENVIRONMENT_PREFIX + name.upper())
+        if text is not None:
+            values[name] = parse(f, text)
+    return Settings(**values)
