@@ -1,0 +1,173 @@
+"""Everything that computes: the one file of the engine, with the arena, that holds tensors.
+
+This is where speed comes in: another runner keeps `run` and its contract and changes what is inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.lstm import cell
+from model.network import Network, Scaler
+from service.engine.arena import Arena
+from service.engine.jobs import Prepared
+
+
+@dataclass(slots=True)
+class Batch:
+    """One tick's work, by position. Longest chunk first, so that the rows still running are a prefix."""
+
+    source: list[int]  # arena row each state is read from
+    target: list[int]  # arena row it is written to; may be the source
+    inputs: list[Prepared]  # [t, I] or [t] each
+    heads: list[int] = field(default_factory=list)  # positions that want the whole head after their last step
+    traced: bool = False  # a batch of one whose gates are wanted
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a tick computed. `outputs`: [t, O] for each position, in user units, float64 (series), or
+    log-probabilities, float32 (text); views of one array. `heads`: by position, normalised
+    [leads, outputs]. `trace`: i, f, g, o, c, h [t, layers, 6, hidden]."""
+
+    outputs: list[NDArray[np.floating]]
+    heads: dict[int, NDArray[np.float32]]
+    trace: NDArray[np.float32] | None = None
+
+
+class Runner:
+    """Steps batches of sessions in float32 on a CPU or a CUDA device."""
+
+    def __init__(self, network: Network, arena: Arena) -> None:
+        self.arena, self.device = arena, arena.device
+        self.network = network.to(self.device).eval()
+        self.arch = network.spec.architecture
+        self.scaler = Scaler(network.spec) if self.arch.task == "series" else None
+        # [x | h] times one matrix a layer: [I + H, 4H], rows contiguous for the product
+        self.weights = [
+            torch.cat((w_ih, w_hh), 1).t().contiguous().detach() for w_ih, w_hh, _ in self._layers()
+        ]
+        self.biases = [bias.detach() for _, _, bias in self._layers()]
+        next_step = slice(self.arch.output_size)  # lead 0; the other leads are computed when asked for
+        self.head_weight = network.head.weight[next_step].t().contiguous().detach()
+        self.head_bias = network.head.bias[next_step].detach()
+
+    def _layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        return [self.network.lstm.layer(k) for k in range(self.arch.num_layers)]
+
+    def warm(self, max_batch: int) -> None:
+        """Runs every power of two up to `max_batch` once, on padding: no request meets a cold kernel."""
+        size = 1
+        while size <= max_batch:
+            shape = (1, self.arch.input_size) if self.scaler else (1,)
+            x = np.zeros(shape, np.float32 if self.scaler else np.int64)
+            pad = [self.arena.padding] * size
+            self._compute(Batch(source=pad, target=pad, inputs=[x] * size, heads=[0]))
+            size *= 2
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Outcome:
+        """Reads the source rows, runs every chunk, writes the target rows; other rows are untouched.
+
+        Raises whatever torch raises; target rows are then undefined, source rows that are not targets intact.
+        """
+        if batch.traced:
+            return self._run_traced(batch)
+        outcome, h, c = self._compute(batch)
+        self.arena.scatter(batch.target, h, c)
+        return outcome
+
+    @torch.inference_mode()
+    def _compute(self, batch: Batch) -> tuple[Outcome, Tensor, Tensor]:
+        h, c = self.arena.gather(batch.source)  # [L, B, H] copies: an error leaves the arena as it was
+        lengths = [len(x) for x in batch.inputs]
+        x = self._stack(batch.inputs, lengths)  # [t, B, I] or [t, B]
+        tops = self._single(x[0], h, c)[None] if lengths[0] == 1 else self._ragged(x, h, c, lengths)
+        if lengths[0] == 1:
+            flat, prepared = tops[0], x[0]
+        else:
+            index = torch.tensor([s * len(lengths) + b for b, t in enumerate(lengths) for s in range(t)])
+            index = index.to(self.device)
+            flat = tops.flatten(0, 1).index_select(0, index)
+            prepared = x.flatten(0, 1).index_select(0, index)
+        outputs = self._outputs(flat, prepared)  # [sum of t, O]
+        ends = np.cumsum(lengths).tolist()
+        heads: dict[int, NDArray[np.float32]] = {}
+        if batch.heads:
+            last = torch.tensor([ends[b] - 1 for b in batch.heads], device=self.device)
+            whole = self.network.predict(flat.index_select(0, last), prepared.index_select(0, last))
+            heads = dict(zip(batch.heads, whole.cpu().numpy(), strict=True))
+        parts = [outputs[end - t : end] for end, t in zip(ends, lengths, strict=True)]
+        return Outcome(parts, heads), h, c
+
+    def _stack(self, inputs: Sequence[Prepared], lengths: list[int]) -> Tensor:
+        """Chunks side by side, [longest, B, ...]; what lies behind a chunk's end is never read."""
+        first = inputs[0]
+        if lengths[0] == 1:
+            stacked = np.concatenate(inputs)[None]
+        else:
+            stacked = np.zeros((lengths[0], len(inputs), *first.shape[1:]), first.dtype)
+            for b, x in enumerate(inputs):
+                stacked[: len(x), b] = x
+        return torch.from_numpy(stacked).to(self.device)
+
+    def _single(self, x: Tensor, h: Tensor, c: Tensor) -> Tensor:
+        """One timestep of B sessions. x [B, I] or [B]; h, c [L, B, H] are replaced in place.
+
+        Returns the top layer's h [B, H]: a row of the state given, so read it before the next step.
+        """
+        layer_in = self.network.embed(x)
+        for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            gates = torch.addmm(bias, torch.cat((layer_in, h[k]), 1), weight)  # [B, 4H]: i, f, g, o
+            i, f, g, o = gates.chunk(4, 1)
+            c_k, h_k = c[k], h[k]
+            c_k.mul_(f.sigmoid_()).addcmul_(i.sigmoid_(), g.tanh_())
+            torch.tanh(c_k, out=h_k).mul_(o.sigmoid_())
+            layer_in = h_k
+        return layer_in
+
+    def _ragged(self, x: Tensor, h: Tensor, c: Tensor, lengths: list[int]) -> Tensor:
+        """Chunks of falling length. Returns the top layer's h [t, B, H]; rows behind an end are undefined."""
+        tops = torch.empty(lengths[0], len(lengths), self.arch.hidden_size, device=self.device)
+        running = len(lengths)
+        for step in range(lengths[0]):
+            while lengths[running - 1] <= step:
+                running -= 1
+            tops[step, :running] = self._single(x[step, :running], h[:, :running], c[:, :running])
+        return tops
+
+    def _outputs(self, top: Tensor, prepared: Tensor) -> NDArray[np.floating]:
+        """The next step's prediction for rows of the top layer's h [N, H], in user units, on the host."""
+        y = torch.addmm(self.head_bias, top, self.head_weight)
+        if self.scaler is None:
+            return np.asarray(y.log_softmax(-1).cpu().numpy())
+        columns = self.network.residual_columns
+        if columns is not None:
+            y += prepared.index_select(1, columns)
+        return self.scaler.denormalise(y.cpu().numpy())
+
+    def _run_traced(self, batch: Batch) -> Outcome:
+        """One session by the written-out cell, its gates kept at every step."""
+        (x,) = (torch.from_numpy(a).to(self.device) for a in batch.inputs)
+        h, c = self.arena.gather(batch.source)
+        tops, steps = [], []
+        for row in x:
+            layer_in = self.network.embed(row[None])
+            seen = []
+            for k, layer in enumerate(self._layers()):
+                h[k], c[k], gates = cell(layer_in, h[k], c[k], *layer)
+                layer_in = h[k]
+                seen.append(torch.cat((gates[:, 0], c[k], h[k])))
+            tops.append(layer_in.clone())
+            steps.append(torch.stack(seen))
+        top = torch.cat(tops)
+        outputs = self._outputs(top, x)
+        self.arena.scatter(batch.target, h, c)
+        heads = {0: self.network.predict(top[-1:], x[-1:])[0].cpu().numpy()} if batch.heads else {}
+        return Outcome([outputs], heads, torch.stack(steps).cpu().numpy())
