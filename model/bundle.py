@@ -63,8 +63,7 @@ def save(bundle: Bundle, directory: Path, dtype: str = "float32") -> Bundle:
 
     With `dtype` "float16" the file is half the size, and the model *is* the rounded weights.
     """
-    if not NAME_PATTERN.fullmatch(bundle.name):
-        raise BundleMalformed(f"a model's name must match {NAME_PATTERN.pattern}, not {bundle.name!r}")
+    check_name(bundle.name)
     _check_weights(bundle.spec.architecture, bundle.weights, directory)
     stored = {k: v.detach().to("cpu", STORED_TYPES[dtype]).contiguous() for k, v in bundle.weights.items()}
     blob = save_tensors(stored)
@@ -84,8 +83,8 @@ def save(bundle: Bundle, directory: Path, dtype: str = "float32") -> Bundle:
         "weights": {"file": WEIGHTS, "dtype": dtype, "sha256": hashlib.sha256(blob).hexdigest()},
     }
     directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / WEIGHTS, blob)
-    _write(directory / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    write_whole(directory / WEIGHTS, blob)
+    write_whole(directory / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
     return load(directory)
 
 
@@ -115,6 +114,12 @@ def load(directory: Path) -> Bundle:
         quality=manifest.get("quality") or {},
         digest=digest,
     )
+
+
+def check_name(name: str) -> None:
+    """Raises BundleMalformed for a name that can't stand in a URL."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise BundleMalformed(f"a model's name must match {NAME_PATTERN.pattern}, not {name!r}")
 
 
 def find(directory: Path) -> list[Path]:
@@ -206,7 +211,8 @@ def _check_weights(arch: Architecture, weights: Mapping[str, Tensor], directory:
         raise BundleShapeMismatch(f"{where}: unexpected tensor {surplus[0]}")
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """A file with these bytes: after a crash the old one or the new one is there, never a part."""
     temporary = path.with_suffix(path.suffix + ".tmp")
     with temporary.open("wb") as file:
         file.write(data)

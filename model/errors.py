@@ -9,7 +9,8 @@ ModelError
 │   ├── BundleTruncated       the weights file ends early or can't be parsed
 │   └── BundleShapeMismatch   a tensor is missing, surplus, of the wrong shape, or not finite
 ├── ConversionError         a foreign state dict can't become this LSTM
-└── DataError               a data file can't be read as the task needs it
+├── DataError               a data file can't be read as the task needs it
+└── TrainingError           training can't start, can't go on, or can't be resumed from what is there
 """
 
 
@@ -51,3 +52,7 @@ class ConversionError(ModelError):
 
 class DataError(ModelError):
     """A data file can't be read as the task needs it; the message names the line and column."""
+
+
+class TrainingError(ModelError):
+    """Training can't start, can't go on (the loss is not finite), or can't be resumed from what is there."""

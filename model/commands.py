@@ -1,0 +1,290 @@
+"""The commands of the model's side: train, evaluate, inspect. Heavy imports wait until they are needed."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from model.bundle import Bundle
+    from model.train.jobs import Job
+    from model.train.options import Options
+
+FAILED, UNUSABLE = 1, 2  # exit codes: the figures differ; the input can't be used
+
+
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Adds the commands. Each sets `func`: parsed arguments to exit code."""
+    _add_train(subparsers)
+    command = subparsers.add_parser("evaluate", help="measure a bundle's quality figures again")
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of the bundle")
+    command.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="the file it was trained on"
+    )
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-3,
+        help="largest difference, as a share of the manifest's figure",
+    )
+    command.add_argument(
+        "--streams", type=int, default=1, help="text: pieces that run side by side; faster, less exact"
+    )
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    command.set_defaults(func=_guarded(_evaluate))
+    command = subparsers.add_parser("inspect", help="what a bundle is")
+    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of the bundle")
+    command.set_defaults(func=_guarded(_inspect))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """These commands alone, without the service."""
+    parser = argparse.ArgumentParser(prog="cellstate")
+    register(parser.add_subparsers(required=True, metavar="COMMAND"))
+    args = parser.parse_args(argv)
+    code: int = args.func(args)
+    return code
+
+
+def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """A ModelError becomes one line and an exit code: a wrong file is no reason for a traceback."""
+
+    def guarded(args: argparse.Namespace) -> int:
+        try:
+            return run(args)
+        except ModelError as error:
+            print(f"cellstate: {error}", file=sys.stderr)
+            return UNUSABLE
+
+    return guarded
+
+
+def _add_train(subparsers: argparse._SubParsersAction[Any]) -> None:
+    train = subparsers.add_parser("train", help="train a model and save it as a bundle")
+    kinds = train.add_subparsers(required=True, metavar="KIND")
+    series = kinds.add_parser("series", help="on columns of a CSV file: the next values of each")
+    add = _Recorder(series)
+    add("--csv", type=Path, required=True, metavar="FILE", help="header line, then evenly spaced rows")
+    add(
+        "--inputs", type=_names, default=[], metavar="A,B", help="columns to read (default: all but the time)"
+    )
+    add("--outputs", type=_names, default=[], metavar="A,B", help="columns to predict (default: the inputs)")
+    add(
+        "--unit", action="append", default=[], metavar="COLUMN=UNIT", help="unit of a column; may be repeated"
+    )
+    add("--time", metavar="COLUMN", help="column of timestamps (default: the first, if it is named so)")
+    add("--allow-gaps", action="store_true", help="accept rows that are not evenly spaced")
+    add("--leads", type=int, default=1, help="rows ahead that are predicted at once")
+    add("--residual", action="store_true", help="predict the difference from the present value")
+    add("--season", type=int, default=0, help="rows in a period; adds the seasonal forecast to the figures")
+    _add_common(add, hidden=128, layers=1, parts=[0.7, 0.1, 0.2])
+    series.set_defaults(func=_guarded(_train_series), recorder=add)
+    text = kinds.add_parser("text", help="on a text file: the next character")
+    add = _Recorder(text)
+    add("--file", type=Path, required=True, metavar="FILE", help="UTF-8 text")
+    add("--embedding", type=int, default=64, help="features of a character")
+    _add_common(add, hidden=256, layers=2, parts=[0.9, 0.1])
+    text.set_defaults(func=_guarded(_train_text), recorder=add)
+
+
+def _add_common(add: _Recorder, hidden: int, layers: int, parts: list[float]) -> None:
+    from model.train.options import PRECISIONS, Options  # without torch: cheap enough for --help
+
+    add("--name", required=True, help="the model's name, as it stands in its URL")
+    add("--out", type=Path, metavar="DIR", help="where the bundle goes (default: bundles/NAME)")
+    add("--run", type=Path, metavar="DIR", help="for checkpoints and the curve (default: runs/NAME)")
+    add("--resume", action="store_true", help="go on from the checkpoint in --run")
+    add("--description", default="", help="one sentence for the manifest")
+    add("--version", default="1", help="the model's version")
+    add(
+        "--split",
+        type=_parts,
+        default=parts,
+        metavar="A,B[,C]",
+        help="training, validation, test: rows, or shares (default: %(default)s)",
+    )
+    add("--hidden", type=int, default=hidden, help="hidden size (default: %(default)s)")
+    add("--layers", type=int, default=layers, help="LSTM layers (default: %(default)s)")
+    add(
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the stored weights"
+    )
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    for f in fields(Options):
+        flag = "--" + f.name.replace("_", "-")
+        if f.name == "precision":
+            add(flag, choices=PRECISIONS, default=f.default, help="of the arithmetic while training")
+        else:
+            kind: Any = type(f.default)
+            add(flag, type=kind, default=f.default, help=f"{f.metadata['help']} (default: %(default)s)")
+
+
+class _Recorder:
+    """Adds flags and remembers them, so that a run can be written down as the command that makes it again."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser = parser
+        self.actions: list[argparse.Action] = []
+
+    def __call__(self, flag: str, **options: Any) -> None:
+        self.actions.append(self.parser.add_argument(flag, **options))
+
+    def command(self, kind: str, args: argparse.Namespace) -> str:
+        """Every flag that is not at its default. Of files only the name: a manifest travels."""
+        words = ["cellstate", "train", kind]
+        for action in self.actions:
+            value = getattr(args, action.dest)
+            if value == action.default or action.dest in ("resume", "out", "run"):
+                continue
+            flag = action.option_strings[0]
+            if value is True:
+                words.append(flag)
+            elif isinstance(action, argparse._AppendAction):
+                words += [word for entry in value for word in (flag, entry)]
+            elif isinstance(value, list):
+                words += [flag, ",".join(f"{v:g}" if isinstance(v, float) else v for v in value)]
+            else:
+                words += [flag, value.name if isinstance(value, Path) else str(value)]
+        return shlex.join(words)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _parts(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _options(args: argparse.Namespace) -> Options:
+    from model.train.options import Options
+
+    return Options(**{f.name: getattr(args, f.name) for f in fields(Options)})
+
+
+def _job(kind: str, args: argparse.Namespace) -> Job:
+    from model.bundle import check_name
+    from model.train.jobs import Job
+
+    check_name(args.name)
+    return Job(
+        name=args.name,
+        out=args.out or Path("bundles") / args.name,
+        run=args.run or Path("runs") / args.name,
+        options=_options(args),
+        parts=args.split,
+        hidden_size=args.hidden,
+        num_layers=args.layers,
+        version=args.version,
+        description=args.description,
+        dtype=args.dtype,
+        device=args.device,
+        resume=args.resume,
+        command=args.recorder.command(kind, args),
+    )
+
+
+def _train_series(args: argparse.Namespace) -> int:
+    from model.train.jobs import SeriesColumns, train_series
+
+    units = {}
+    for entry in args.unit:
+        column, equals, unit = entry.partition("=")
+        if not equals:
+            raise DataError(f"--unit must be COLUMN=UNIT, not {entry!r}")
+        units[column] = unit
+    columns = SeriesColumns(
+        inputs=args.inputs,
+        outputs=args.outputs,
+        units=units,
+        time=args.time,
+        allow_gaps=args.allow_gaps,
+        leads=args.leads,
+        residual=args.residual,
+        season=args.season,
+    )
+    job = _job("series", args)
+    _show_quality(train_series(args.csv, columns, job))
+    print(f"saved {job.out}")
+    return 0
+
+
+def _train_text(args: argparse.Namespace) -> int:
+    from model.train.jobs import train_text
+
+    job = _job("text", args)
+    _show_quality(train_text(args.file, args.embedding, job))
+    print(f"saved {job.out}")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from model import bundle as bundles
+    from model.evaluate import compare, evaluate, figures
+    from model.train.jobs import pick_device
+
+    bundle = bundles.load(args.bundle)
+    measured, source = evaluate(bundle, args.data, pick_device(args.device), args.streams)
+    told = dict(figures(bundle.quality))
+    print(f"{bundle.name} {bundle.version} on the {measured['part']} part of {source.file}")
+    print(f"{'':34}{'measured':>12}{'manifest':>12}")
+    for name, value in figures(measured):
+        print(f"{name:34}{value:12.5f}{told.get(name, float('nan')):12.5f}")
+    if source.sha256 != (bundle.training.get("data") or {}).get("sha256"):
+        print("note: this is not the file the manifest's figures were measured on", file=sys.stderr)
+    differences = compare(bundle.quality, measured, args.tolerance)
+    for d in differences:
+        print(f"{d.name}: measured {d.measured}, the manifest says {d.manifest}", file=sys.stderr)
+    if not differences:
+        print(f"every figure is the manifest's, within {args.tolerance:g} of it")
+    return FAILED if differences else 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from model import bundle as bundles
+
+    bundle = bundles.load(args.bundle)
+    arch = bundle.spec.architecture
+    print(f"{bundle.name}  version {bundle.version}  ({arch.task})")
+    if bundle.description:
+        print(bundle.description)
+    print(f"\nLSTM         {arch.num_layers} layers of {arch.hidden_size}, {arch.parameters:,} parameters")
+    print(f"state        {2 * arch.num_layers * arch.hidden_size * 4:,} bytes a session (h and c, float32)")
+    print(f"SHA-256      {bundle.digest}")
+    if arch.task == "text":
+        print(f"embedding    {arch.input_size}")
+        print(f"vocabulary   {len(bundle.spec.vocabulary)} characters: {bundle.spec.vocabulary!r}")
+    else:
+        residual = ", added to the present value" if arch.residual else ""
+        print(f"leads        {arch.leads} steps ahead at once{residual}")
+        for what, signals in (("inputs", bundle.spec.inputs), ("outputs", bundle.spec.outputs)):
+            print(f"{what:12} {'name':12} {'unit':8} {'mean':>10} {'std':>10}")
+            for s in signals:
+                print(f"{'':12} {s.name:12} {s.unit or '-':8} {s.mean:10.4g} {s.std:10.4g}")
+    _show_quality(bundle)
+    print("\ntraining")
+    for key, value in bundle.training.items():
+        print(f"  {key:22} {value}")
+    return 0
+
+
+def _show_quality(bundle: Bundle) -> None:
+    from model.evaluate import figures
+
+    quality = bundle.quality
+    if not quality:
+        print("\nquality      not measured")
+        return
+    print(f"\nquality on the {quality.get('part')} part, rows {quality.get('rows')}")
+    for name, value in figures(quality):
+        print(f"  {name:32} {value:10.5f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""From a data file to a bundle: read, split, normalise, train, measure, save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model import bundle as bundles
+from model.bundle import Bundle
+from model.config import Architecture, ModelSpec
+from model.data import Series, Split, Text, read_series, read_text, signals, split
+from model.errors import DataError, TrainingError
+from model.evaluate import measure, series_tensors
+from model.network import Network
+from model.train.options import Options
+from model.train.report import Report, draw_curve
+from model.train.streams import SeriesData, TextData, TrainingData
+from model.train.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, apart from its data.
+
+    out: the bundle's directory. run: that of checkpoints and curve. parts: of the split, counts or shares.
+    command: as it goes into the manifest.
+    """
+
+    name: str
+    out: Path
+    run: Path
+    options: Options
+    parts: Sequence[float]
+    hidden_size: int
+    num_layers: int
+    version: str = "1"
+    description: str = ""
+    dtype: str = "float32"
+    device: str = "auto"
+    resume: bool = False
+    command: str = ""
+    report: Report = field(default_factory=Report)
+
+
+@dataclass(frozen=True)
+class SeriesColumns:
+    """Which columns a series model reads and predicts, and how far. Empty inputs: all columns; empty
+    outputs: the inputs. season: rows in a period, for the seasonal forecast it is compared with; 0: none.
+    """
+
+    inputs: Sequence[str] = ()
+    outputs: Sequence[str] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
+    time: str | None = None
+    allow_gaps: bool = False
+    leads: int = 1
+    residual: bool = False
+    season: int = 0
+
+
+def train_series(path: Path, columns: SeriesColumns, job: Job) -> Bundle:
+    """Trains on a CSV file and saves the bundle. Raises DataError, TrainingError."""
+    both = list(dict.fromkeys([*columns.inputs, *columns.outputs])) if columns.inputs else None
+    series = read_series(path, both, columns.time, columns.allow_gaps)
+    inputs = list(columns.inputs) or list(series.names)
+    outputs = list(columns.outputs) or inputs
+    unknown = set(columns.units) - {*inputs, *outputs}
+    if unknown:
+        raise DataError(f"a unit is given for {sorted(unknown)[0]!r}, which is not among the columns")
+    parts = split(len(series.values), job.parts, least=columns.leads + 2)
+    spec = _series_spec(series, inputs, outputs, columns, parts, job)
+    x, y = series_tensors(series, spec)
+    device = pick_device(job.device)
+    where = tuple(inputs.index(name) if name in inputs else None for name in outputs)
+    data = SeriesData(
+        x.to(device), y.to(device), where, columns.leads, parts.train, parts.validation, job.options
+    )
+    extra = {"season": columns.season, "allow_gaps": columns.allow_gaps, "time": columns.time}
+    return _train(spec, data, series, parts, job, device, extra)
+
+
+def train_text(path: Path, embedding_size: int, job: Job) -> Bundle:
+    """Trains on a text file and saves the bundle. Raises DataError, TrainingError."""
+    text = read_text(path)
+    vocabulary = text.vocabulary()
+    parts = split(len(text.characters), job.parts)
+    size = len(vocabulary)
+    architecture = Architecture("text", embedding_size, job.hidden_size, job.num_layers, size)
+    spec = ModelSpec(architecture, vocabulary=vocabulary)
+    device = pick_device(job.device)
+    tokens = torch.from_numpy(text.tokens(vocabulary)).to(device)
+    data = TextData(tokens, parts.train, parts.validation, job.options)
+    return _train(spec, data, text, parts, job, device, {})
+
+
+def _series_spec(
+    series: Series, inputs: list[str], outputs: list[str], columns: SeriesColumns, parts: Split, job: Job
+) -> ModelSpec:
+    units = dict(columns.units)
+    try:
+        return ModelSpec(
+            Architecture(
+                "series",
+                len(inputs),
+                job.hidden_size,
+                job.num_layers,
+                len(outputs),
+                columns.leads,
+                columns.residual,
+            ),
+            inputs=signals(series, inputs, units, parts.train),
+            outputs=signals(series, outputs, units, parts.train),
+        )
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU if there is one. Raises TrainingError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise TrainingError(f"device {name!r} can't be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _train(
+    spec: ModelSpec,
+    data: TrainingData,
+    source: Series | Text,
+    parts: Split,
+    job: Job,
+    device: torch.device,
+    extra: dict[str, Any],
+) -> Bundle:
+    """What both tasks share. extra: facts of the data that `evaluate` needs again."""
+    torch.manual_seed(job.options.seed)
+    network = Network(spec).to(device)
+    say = job.report.say
+    sizes = dict(zip(("train", "validation", "test"), parts.sizes(), strict=True))
+    say(f"{job.name}: {spec.architecture.parameters:,} parameters on {device}; rows {sizes}")
+    facts = {"data": asdict(source.source), "split": sizes, "architecture": asdict(spec.architecture)}
+    trainer = Trainer(network, data, job.options, job.run, job.report, facts)
+    if job.resume:
+        trainer.resume()
+        say(f"resumed after epoch {trainer.progress.epoch} from {job.run}")
+    progress = trainer.fit()
+    title = f"{job.name}: loss of each epoch"
+    curve = job.run / "curve.png"
+    say(
+        f"curve: {curve}" if draw_curve(curve, progress.history, title) else "no curve: matplotlib is missing"
+    )
+    training = {
+        "command": job.command,
+        "data": {**asdict(source.source), **extra},
+        "split": sizes,
+        "options": asdict(job.options),
+        "epochs": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "best_validation_loss": progress.best,
+        "seconds": round(progress.seconds),
+        "seed": job.options.seed,
+        "torch": torch.__version__,
+        "device": device.type,
+    }
+    return _save(spec, network, source, parts, job, training, int(extra.get("season") or 0))
+
+
+def _save(
+    spec: ModelSpec,
+    network: Network,
+    source: Series | Text,
+    parts: Split,
+    job: Job,
+    training: dict[str, Any],
+    season: int,
+) -> Bundle:
+    """Measures the weights as they will be stored, rounded perhaps, and saves them."""
+    stored = {k: v.to(bundles.STORED_TYPES[job.dtype]).float() for k, v in network.state_dict().items()}
+    network.load_state_dict(stored)
+    job.report.say(f"measuring on the {parts.measured[0]} part")
+    quality = measure(spec, network, source, parts, season)
+    bundle = Bundle(job.name, job.version, spec, stored, job.description, training=training, quality=quality)
+    return bundles.save(bundle, job.out, job.dtype)

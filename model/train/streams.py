@@ -1,0 +1,148 @@
+"""Training data as contiguous streams: window after window, so that the state can be carried across them.
+
+An epoch cuts the training part into `streams` pieces of equal length, starting at an offset that changes from
+epoch to epoch; stream b's window k+1 goes on where its window k ended.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from model.errors import DataError
+from model.network import Network
+from model.streaming import origins, stream, targets
+from model.train.options import Options
+
+VALIDATION_WARM = 1024  # rows before the validation part that its stream starts with while training
+VALIDATION_STREAMS = 16  # pieces the validation text is cut into while training
+
+
+class TrainingData(ABC):
+    """The data of one task: training windows, their loss, and the loss of the validation part."""
+
+    def __init__(self, rows: int, reach: int, options: Options) -> None:
+        """rows: of the training part; reach: rows a prediction looks ahead."""
+        self.options = options
+        usable = rows - reach
+        self.slack = min(options.window, usable // 10)
+        self.length = (usable - self.slack) // options.streams
+        if self.length < 1:
+            raise DataError(f"{rows} rows of training can't be cut into {options.streams} streams")
+        self.windows = max(1, round(self.length / options.window))
+        self.usable = usable
+
+    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets of each window in turn: x [T, B, I] or [T, B], y [T, B, leads, O] or [T, B]."""
+        B, L = self.options.streams, self.length
+        offset = int(torch.randint(0, self.usable - B * L + 1, (1,), generator=generator))
+        starts = offset + L * torch.arange(B)
+        levels = self.levels(generator)
+        bounds = [k * L // self.windows for k in range(self.windows + 1)]
+        for first, last in pairwise(bounds):
+            yield self.window(starts + torch.arange(first, last)[:, None], levels, generator)
+
+    def levels(self, generator: torch.Generator) -> Tensor | None:
+        """What an epoch adds to each stream's inputs, [B, I], if anything."""
+        return None
+
+    @abstractmethod
+    def window(
+        self, rows: Tensor, levels: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of rows [T, B]."""
+
+    @abstractmethod
+    def loss(self, y: Tensor, target: Tensor) -> Tensor:
+        """The mean loss of predictions y [T, B, leads, outputs]."""
+
+    @abstractmethod
+    def validate(self, network: Network) -> float:
+        """The loss over the validation part, with the state carried."""
+
+
+class SeriesData(TrainingData):
+    """x [N, I] and outputs [N, O] normalised, of all rows; parts as ranges of rows."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        outputs: Tensor,
+        columns: tuple[int | None, ...],
+        leads: int,
+        train: range,
+        validation: range,
+        options: Options,
+    ) -> None:
+        """columns: for each output the input of the same name, if any: a shift moves both."""
+        super().__init__(len(train), leads, options)
+        self.x, self.outputs, self.leads = x, outputs, leads
+        self.columns, self.train, self.validation = columns, train, validation
+
+    def levels(self, generator: torch.Generator) -> Tensor | None:
+        """Each stream's level shift: what repeats at any level is learnt as such, so that a drift of the
+        mean after the training part hurts less.
+        """
+        if not self.options.shift:
+            return None
+        shape = (self.options.streams, self.x.shape[1])
+        return (torch.randn(shape, generator=generator) * self.options.shift).to(self.x)
+
+    def window(
+        self, rows: Tensor, levels: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        rows = rows + self.train.start
+        x = self.x[rows.to(self.x.device)]
+        y = targets(self.outputs, rows, self.leads)
+        if levels is not None:
+            x = x + levels
+            none = levels.new_zeros(len(levels))
+            moved = [none if c is None else levels[:, c] for c in self.columns]
+            y = y + torch.stack(moved, -1)[:, None, :]
+        if self.options.noise:
+            x = x + torch.randn(x.shape, generator=generator).to(x) * self.options.noise
+        return x, y
+
+    def loss(self, y: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.mse_loss(y.float(), target)
+
+    def validate(self, network: Network) -> float:
+        rows = origins(self.validation, self.leads)
+        total, count = 0.0, 0
+        for s in stream(network, self.x, rows, warm=VALIDATION_WARM):
+            valid = s.valid.to(s.y.device)
+            target = targets(self.outputs, s.rows[s.valid], self.leads)
+            total += nn.functional.mse_loss(s.y[valid].float(), target, reduction="sum").item()
+            count += target.numel()
+        return total / count
+
+
+class TextData(TrainingData):
+    """tokens [N] of the whole text; parts as ranges of its characters."""
+
+    def __init__(self, tokens: Tensor, train: range, validation: range, options: Options) -> None:
+        super().__init__(len(train), 1, options)
+        self.tokens, self.train, self.validation = tokens, train, validation
+
+    def window(
+        self, rows: Tensor, levels: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        rows = (rows + self.train.start).to(self.tokens.device)
+        return self.tokens[rows], self.tokens[rows + 1]
+
+    def loss(self, y: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.nll_loss(y.float().reshape(-1, y.shape[-1]), target.reshape(-1))
+
+    def validate(self, network: Network) -> float:
+        total, count = 0.0, 0
+        rows = origins(self.validation, 1)
+        for s in stream(network, self.tokens, rows, streams=VALIDATION_STREAMS, warm=VALIDATION_WARM // 4):
+            valid = s.valid.to(s.y.device)
+            target = self.tokens[(s.rows[s.valid] + 1).to(self.tokens.device)]
+            total += nn.functional.nll_loss(s.y[valid][:, 0].float(), target, reduction="sum").item()
+            count += len(target)
+        return total / count
