@@ -37,6 +37,14 @@ class InvalidValue(BadRequest):
     """A value is of the wrong shape, type or range. Facts: `field`, its place."""
 
 
+class UnsupportedMediaType(CellstateError):
+    """The body is of a type that this path does not read."""
+
+
+class MethodNotAllowed(CellstateError):
+    """The path is known, the method is not for it. Facts: `allow`."""
+
+
 class TooLarge(CellstateError):
     """More bytes or steps than a limit allows. Facts: `limit`."""
 

@@ -67,6 +67,7 @@ class Engine:
         self.last_tick = TickFacts(0, 0, 0.0)
         self.evicted = 0  # states spilled to the host, ever
         self.restored = 0  # states brought back, ever
+        self.on_host = 0  # states in host memory now
         self._now = 0.0  # when this tick began
         self._full = False  # a job of this tick found no room
         self._idle: OrderedDict[StateHandle, None] = OrderedDict()  # resident, no job; oldest use first
@@ -100,6 +101,7 @@ class Engine:
         if state is not None:
             if state.place is Place.DEVICE:
                 self.slots.release(state.slot)
+            self.on_host -= state.place is Place.HOST
             state.place, state.slot, state.host = Place.DEVICE, job.row, None
             job.row = -1
             self._idle[state] = None
@@ -118,11 +120,22 @@ class Engine:
             return state.host.copy()
         return np.zeros((2, self.arena.h.shape[0], self.arena.h.shape[2]), np.float32)
 
+    def read_new(self, job: Job) -> NDArray[np.float32]:
+        """A copy of the state a DONE job has moved to, [2, layers, hidden]."""
+        return self.arena.fetch([job.row])[0]
+
+    @property
+    def resident(self) -> int:
+        """Sessions whose state is on the device."""
+        moving = (job.state for job in self._open if job.state is not None)
+        return len(self._idle) + sum(state.place is Place.DEVICE for state in moving)
+
     def adopt(self, host: NDArray[np.float32]) -> StateHandle:
         """A state from h and c [2, layers, hidden]; it stays on the host until it is stepped."""
         expected = (2, self.arena.h.shape[0], self.arena.h.shape[2])
         if host.shape != expected or host.dtype != np.float32:
             raise ValueError(f"a state is float32 {list(expected)}, not {host.dtype} {list(host.shape)}")
+        self.on_host += 1
         return StateHandle(Place.HOST, host=host.copy())
 
     def forget(self, state: StateHandle) -> None:
@@ -132,6 +145,7 @@ class Engine:
         if state.place is Place.DEVICE:
             self.slots.release(state.slot)
             del self._idle[state]
+        self.on_host -= state.place is Place.HOST
         state.place, state.slot, state.host = Place.FRESH, -1, None
 
     # The three verbs
@@ -181,7 +195,7 @@ class Engine:
         """Whether a job runs now: True, with its rows; False if there is no room; None if it ended."""
         if job.phase is Phase.RUNNING:
             return True
-        if job.cancelled or self._now > job.deadline:
+        if self._now > job.deadline or (job.gone is not None and job.gone()):
             job.move(Phase.DROPPED)
             if job.state is not None:
                 job.state.job = None
@@ -227,6 +241,7 @@ class Engine:
             self.slots.release(state.slot)
             state.place, state.slot, state.host = Place.HOST, -1, host
         self.evicted += len(states)
+        self.on_host += len(states)
 
     def _batch(self, jobs: list[Job], traced: bool) -> Batch:
         quantum = self.scheduler.quantum

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -73,7 +74,7 @@ class Job:
     deadline: float = float("inf")  # on the engine's clock; not started after it
     submitted: float = 0.0  # on the engine's clock
     started: float = 0.0
-    cancelled: bool = False
+    gone: Callable[[], bool] | None = None  # asked once, before the start: does nobody want it any more?
 
     phase: Phase = Phase.WAITING
     position: int = 0  # steps of the current inputs that were run

@@ -1,0 +1,71 @@
+"""The one ASGI callable: HTTP, streams, and the life of the process around them.
+
+Written on bare ASGI: a framework's routing would cost as much as a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from service.api.messages import ClientGone, Request, Response
+from service.api.problems import TABLE
+from service.api.routes import ROUTES, STREAM, Site, match
+from service.api.websocket import Streams
+from service.asgi import Receive, Scope, Send
+from service.errors import CellstateError, EngineFailure, MethodNotAllowed, NotFound
+from service.sessions.counters import RequestCounters
+
+log = logging.getLogger("cellstate.api")
+
+
+class Api:
+    """Answers every request exactly once; whatever comes in, never a traceback and never a 500."""
+
+    def __init__(self, site: Site, max_body_bytes: int, counters: RequestCounters) -> None:
+        self.site, self.counters = site, counters
+        self.streams = Streams()
+        self._limit = max_body_bytes
+
+    async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        template, model = "", ""
+        try:
+            try:
+                template, model, session_id = match(scope["path"])
+                handlers = ROUTES.get(template)
+                if handlers is None:
+                    raise MethodNotAllowed("this path is a WebSocket", allow="")
+                handler = handlers.get(scope["method"])
+                if handler is None:
+                    allow = ", ".join(handlers)
+                    raise MethodNotAllowed(
+                        f"{scope['method']} is not for this path; it takes {allow}", allow=allow
+                    )
+                response = await handler(self.site, Request(scope, receive, self._limit, model, session_id))
+            except CellstateError as error:
+                response = Response.of(error, TABLE[type(error)].status)
+        except ClientGone:
+            return
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("a handler of %s failed", template)
+            own = EngineFailure("the service met an error of its own; it is in its log", retry_after_s=1)
+            response = Response.of(own, 503)
+        # A model name that is not one of ours is a client's invention: as a label it would be unbounded
+        known = model if model in self.site.endpoints else ""
+        self.counters.observe(known, template or "none", response.status, time.perf_counter() - started)
+        await response.send(send)
+
+    async def websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            template, model, session_id = match(scope["path"])
+        except NotFound:
+            template = model = session_id = ""
+        if template != STREAM:
+            await receive()
+            await send({"type": "websocket.close", "code": 4404})
+            return
+        await self.streams.serve(self.site, model, session_id, receive, send)

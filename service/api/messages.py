@@ -1,0 +1,113 @@
+"""One HTTP request and its response, over ASGI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from service.api.problems import PROBLEM_TYPE, from_validation, problem_json
+from service.asgi import Receive, Scope, Send
+from service.errors import BadRequest, CellstateError, TooLarge, UnsupportedMediaType
+
+JSON = "application/json"
+B = TypeVar("B", bound=BaseModel)
+
+
+class ClientGone(Exception):
+    """The client hung up before its request was whole; nobody waits for a response."""
+
+
+@dataclass(slots=True, frozen=True)
+class Response:
+    """What is sent back. `headers` beside content-type and content-length."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    @classmethod
+    def of(cls, error: CellstateError, status: int) -> Response:
+        """A problem; with Retry-After and Allow where the error knows them."""
+        headers: list[tuple[bytes, bytes]] = []
+        if "retry_after_s" in error.facts:
+            headers.append((b"retry-after", str(error.facts["retry_after_s"]).encode()))
+        if "allow" in error.facts:
+            headers.append((b"allow", str(error.facts["allow"]).encode()))
+        return cls(status, problem_json(error), PROBLEM_TYPE, tuple(headers))
+
+    async def send(self, send: Send) -> None:
+        headers = [(b"content-length", b"%d" % len(self.body)), *self.headers]
+        if self.body or self.status not in (204, 304):
+            headers.append((b"content-type", self.content_type.encode()))
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+class Request:
+    """A request whose body is read when it is asked for."""
+
+    __slots__ = ("_limit", "_receive", "method", "model", "scope", "session_id")
+
+    def __init__(self, scope: Scope, receive: Receive, limit: int, model: str, session_id: str) -> None:
+        self.scope, self._receive, self._limit = scope, receive, limit
+        self.method: str = scope["method"]
+        self.model, self.session_id = model, session_id
+
+    def header(self, name: bytes) -> bytes | None:
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return bytes(value)
+        return None
+
+    async def body(self) -> bytes:
+        """The whole body. Raises TooLarge as soon as it is known to be, ClientGone if it breaks off."""
+        length = self.header(b"content-length")
+        if length is not None and length.isdigit() and int(length) > self._limit:
+            raise self._too_large()
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            whole: bytes = message.get("body", b"")
+            if len(whole) > self._limit:
+                raise self._too_large()
+            return whole
+        parts: list[bytes] = []
+        size = 0
+        while message["type"] == "http.request":
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._limit:
+                raise self._too_large()
+            if not message.get("more_body"):
+                return b"".join(parts)
+            message = await self._receive()
+        raise ClientGone
+
+    async def json(self, schema: type[B], *, optional: bool = False) -> B:
+        """The body, checked. `optional`: an empty body is as good as {}."""
+        kind = self.header(b"content-type")
+        if kind is not None:
+            media = kind.partition(b";")[0].strip().lower()
+            if media != b"application/json" and not media.endswith(b"+json"):
+                raise UnsupportedMediaType(
+                    f"the body must be application/json, not {media.decode('latin-1')[:80] or 'nothing'}"
+                )
+        body = await self.body()
+        if optional and not body:
+            body = b"{}"
+        return parse(schema, body)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the body is larger than {self._limit} bytes", limit=self._limit)
+
+
+def parse(schema: type[B], body: bytes | str) -> B:
+    """A JSON text, checked. Raises BadRequest or InvalidValue, naming the place."""
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        raise from_validation(error) from None
+    except (ValueError, OverflowError, RecursionError) as error:  # what the parser itself can't take
+        raise BadRequest(f"the body is not valid JSON: {error}") from None

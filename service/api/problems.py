@@ -1,0 +1,99 @@
+"""From the exception tree to the wire: one table, RFC 9457 problem+json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.errors import (
+    BadRequest,
+    CellstateError,
+    DeadlineExceeded,
+    EngineFailure,
+    Gone,
+    InvalidValue,
+    MethodNotAllowed,
+    NoCapacity,
+    NotFound,
+    SessionExists,
+    SessionExpired,
+    SessionLost,
+    SessionNotFound,
+    StepConflict,
+    TooLarge,
+    Unavailable,
+    UnsupportedMediaType,
+)
+
+PROBLEM_TYPE = "application/problem+json"
+
+
+@dataclass(slots=True, frozen=True)
+class Kind:
+    """status: of HTTP. code: for programs. close: the code a stream is closed with after telling the error,
+    or None where it stays open."""
+
+    status: int
+    code: str
+    title: str
+    close: int | None = None
+
+
+TABLE: dict[type[CellstateError], Kind] = {
+    CellstateError: Kind(503, "unavailable", "The service can't do this now", 1011),
+    BadRequest: Kind(400, "bad_request", "The request can't be read"),
+    InvalidValue: Kind(422, "invalid_value", "A value is not acceptable"),
+    TooLarge: Kind(413, "too_large", "The request is too large"),
+    UnsupportedMediaType: Kind(415, "unsupported_media_type", "The body is of another type"),
+    NotFound: Kind(404, "not_found", "There is no such thing here", 4404),
+    MethodNotAllowed: Kind(405, "method_not_allowed", "The path does not take this method"),
+    SessionNotFound: Kind(404, "session_not_found", "There is no such session"),
+    SessionExists: Kind(409, "session_exists", "The session id is taken"),
+    StepConflict: Kind(409, "step_conflict", "The step does not follow"),
+    Gone: Kind(410, "session_gone", "The session is no more", 4410),
+    SessionExpired: Kind(410, "session_expired", "The session has expired", 4410),
+    SessionLost: Kind(410, "session_lost", "The session is lost", 4410),
+    NoCapacity: Kind(429, "no_capacity", "There is no room now"),
+    Unavailable: Kind(503, "unavailable", "The service can't do this now", 1012),
+    DeadlineExceeded: Kind(504, "deadline_exceeded", "The deadline passed"),
+    EngineFailure: Kind(503, "engine_failure", "The engine could not run the request"),
+}
+
+
+def problem(error: CellstateError) -> dict[str, Any]:
+    """The problem object of an error."""
+    kind = TABLE[type(error)]
+    return {
+        "type": f"/docs#{kind.code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": error.detail,
+        "code": kind.code,
+        **error.facts,
+    }
+
+
+def problem_json(error: CellstateError) -> bytes:
+    return json.dumps(problem(error)).encode()
+
+
+def from_validation(error: ValidationError) -> BadRequest:
+    """The first thing that is wrong with a body, with its place as a path such as inputs[0][3]."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return BadRequest(f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
+    field = path(first["loc"])
+    more = error.error_count() - 1
+    also = f" (and {more} more)" if more else ""
+    return InvalidValue(f"{field or 'the body'}: {first['msg']}{also}", field=field)
+
+
+def path(loc: tuple[int | str, ...]) -> str:
+    """('inputs', 0, 3) as inputs[0][3]."""
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text

@@ -1,0 +1,219 @@
+"""The native routes: each handler reads its body, asks the model's manager, and renders the answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.api.endpoint import ModelEndpoint, check_session_id
+from service.api.messages import JSON, Request, Response, parse
+from service.api.problems import from_validation, problem
+from service.api.render import dumps
+from service.api.schemas import (
+    BulkBody,
+    BulkItem,
+    ForkBody,
+    LooseBulkBody,
+    OpenBody,
+    PredictBody,
+    StepBody,
+)
+from service.errors import CellstateError, NotFound
+from service.sessions.replies import Reply
+from service.sessions.snapshot import Snapshot
+
+SAFETENSORS = "application/vnd.safetensors"
+
+
+@dataclass(slots=True, frozen=True)
+class Site:
+    """What the routes need to know: the models served here, and the pages that are made elsewhere."""
+
+    endpoints: Mapping[str, ModelEndpoint]
+    ready: Callable[[], bool]
+    metrics: Callable[[], tuple[bytes, str]]  # the exposition and its content type
+    openapi: Callable[[], bytes]
+    docs: Callable[[], bytes]
+
+    def endpoint(self, model: str) -> ModelEndpoint:
+        try:
+            return self.endpoints[model]
+        except KeyError:
+            names = ", ".join(sorted(self.endpoints))
+            raise NotFound(f"there is no model {model[:80]!r} here; there is {names}") from None
+
+
+Handler = Callable[[Site, Request], Awaitable[Response]]
+
+
+async def step(site: Site, request: Request) -> Response:
+    endpoint = site.endpoint(request.model)
+    session_id = check_session_id(request.session_id)
+    command = endpoint.step_command(session_id, await request.json(StepBody))
+    return Response(200, endpoint.renderer.reply(await endpoint.manager.step(command)))
+
+
+async def predict(site: Site, request: Request) -> Response:
+    endpoint = site.endpoint(request.model)
+    command = endpoint.predict_command(await request.json(PredictBody))
+    return Response(200, endpoint.renderer.prediction(await endpoint.manager.predict(command)))
+
+
+async def open_session(site: Site, request: Request) -> Response:
+    endpoint = site.endpoint(request.model)
+    body = await request.json(OpenBody, optional=True)
+    session = endpoint.manager.open(body.session_id, body.ttl_s, body.durability)
+    return _json(201, endpoint.session_facts(session))
+
+
+async def session_facts(site: Site, request: Request) -> Response:
+    endpoint = site.endpoint(request.model)
+    session = endpoint.manager.facts(check_session_id(request.session_id))
+    return _json(200, endpoint.session_facts(session))
+
+
+async def end_session(site: Site, request: Request) -> Response:
+    await site.endpoint(request.model).manager.end(check_session_id(request.session_id))
+    return Response(204)
+
+
+async def export_state(site: Site, request: Request) -> Response:
+    snapshot = await site.endpoint(request.model).manager.snapshot(check_session_id(request.session_id))
+    return Response(200, snapshot.dump(), SAFETENSORS)
+
+
+async def import_state(site: Site, request: Request) -> Response:
+    endpoint = site.endpoint(request.model)
+    session_id = check_session_id(request.session_id)
+    arch = endpoint.spec.architecture
+    snapshot = Snapshot.parse(await request.body(), arch.num_layers, arch.hidden_size, endpoint.bundle.digest)
+    opened = await endpoint.manager.restore(session_id, snapshot)
+    facts = endpoint.session_facts(endpoint.manager.facts(session_id))
+    return _json(201 if opened else 200, facts)
+
+
+async def fork_session(site: Site, request: Request) -> Response:
+    endpoint = site.endpoint(request.model)
+    session_id = check_session_id(request.session_id)
+    body = await request.json(ForkBody, optional=True)
+    session = await endpoint.manager.fork(session_id, body.session_id, body.at_step)
+    return _json(201, endpoint.session_facts(session))
+
+
+async def bulk_step(site: Site, request: Request) -> Response:
+    """Each request has its own result or error; one that fails spoils no other."""
+    endpoint = site.endpoint(request.model)
+    loose = await request.json(LooseBulkBody)
+    futures: list[asyncio.Future[Reply] | CellstateError] = []
+    try:
+        items: list[Any] = list(BulkBody.model_validate(loose.model_dump()).requests)
+    except ValidationError:
+        items = loose.requests  # one by one, so that the good ones are found
+    for item in items:
+        try:
+            body = item if isinstance(item, BulkItem) else _bulk_item(item)
+            futures.append(endpoint.manager.step(endpoint.step_command(body.session_id, body)))
+        except CellstateError as error:
+            futures.append(error)
+    results = []
+    for future in futures:
+        try:
+            if isinstance(future, CellstateError):
+                raise future
+            results.append(endpoint.renderer.reply(await future))
+        except CellstateError as error:
+            results.append(dumps({"error": problem(error)}).encode())
+    return Response(200, b'{"results":[' + b",".join(results) + b"]}")
+
+
+def _bulk_item(item: Any) -> BulkItem:
+    try:
+        return BulkItem.model_validate(item)
+    except ValidationError as error:
+        raise from_validation(error) from None
+
+
+async def model_facts(site: Site, request: Request) -> Response:
+    return _json(200, site.endpoint(request.model).facts())
+
+
+async def model_list(site: Site, request: Request) -> Response:
+    return _json(200, {"models": [endpoint.facts() for endpoint in site.endpoints.values()]})
+
+
+async def healthz(site: Site, request: Request) -> Response:
+    return _json(200, {"status": "alive"})
+
+
+async def readyz(site: Site, request: Request) -> Response:
+    ready = site.ready()
+    return _json(200 if ready else 503, {"status": "ready" if ready else "not ready"})
+
+
+async def metrics(site: Site, request: Request) -> Response:
+    body, content_type = site.metrics()
+    return Response(200, body, content_type)
+
+
+async def openapi(site: Site, request: Request) -> Response:
+    return Response(200, site.openapi())
+
+
+async def docs(site: Site, request: Request) -> Response:
+    return Response(200, site.docs(), "text/html; charset=utf-8")
+
+
+def _json(status: int, value: Any) -> Response:
+    return Response(status, dumps(value).encode(), JSON)
+
+
+MODEL = "/v1/models/{model}"
+SESSION = MODEL + "/sessions/{session_id}"
+
+#: Every path and its methods. The stream at SESSION/stream is a WebSocket and not in here.
+ROUTES: dict[str, dict[str, Handler]] = {
+    SESSION + "/steps": {"POST": step},
+    MODEL + "/steps": {"POST": bulk_step},
+    MODEL + "/predict": {"POST": predict},
+    MODEL + "/sessions": {"POST": open_session},
+    SESSION: {"GET": session_facts, "DELETE": end_session},
+    SESSION + "/state": {"GET": export_state, "PUT": import_state},
+    SESSION + "/fork": {"POST": fork_session},
+    MODEL: {"GET": model_facts},
+    "/v1/models": {"GET": model_list},
+    "/healthz": {"GET": healthz},
+    "/readyz": {"GET": readyz},
+    "/metrics": {"GET": metrics},
+    "/openapi.json": {"GET": openapi},
+    "/docs": {"GET": docs},
+}
+STREAM = SESSION + "/stream"
+
+_BY_LEAF = {r.rsplit("/", 1)[1]: r for r in (*ROUTES, STREAM) if r.startswith(SESSION + "/")}
+_MODEL_LEAF = {
+    r.rsplit("/", 1)[1]: r for r in ROUTES if r.startswith(MODEL + "/") and not r.startswith(SESSION)
+}
+
+
+def match(path: str) -> tuple[str, str, str]:
+    """A path's template, model and session id (empty where the path has none). Raises NotFound."""
+    parts = path.split("/")
+    if parts[1:3] == ["v1", "models"]:
+        if len(parts) == 7 and parts[4] == "sessions" and parts[6] in _BY_LEAF:
+            return _BY_LEAF[parts[6]], parts[3], parts[5]
+        if len(parts) == 6 and parts[4] == "sessions":
+            return SESSION, parts[3], parts[5]
+        if len(parts) == 5 and parts[4] in _MODEL_LEAF:
+            return _MODEL_LEAF[parts[4]], parts[3], ""
+        if len(parts) == 4:
+            return MODEL, parts[3], ""
+    if path in ROUTES and "{" not in path:
+        return path, "", ""
+    raise NotFound(f"there is nothing at {path[:200]!r}; /docs lists what there is")
+
+
+__all__ = ["MODEL", "ROUTES", "SESSION", "STREAM", "Handler", "Site", "match", "parse"]

@@ -1,0 +1,204 @@
+"""What goes over the wire, as pydantic knows it: the bodies of requests, and what replies look like.
+
+Strict: no number from a string, no whole number from 1.0, no unknown field. Numbers are finite.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$"
+SessionId = Annotated[str, Field(pattern=SESSION_ID_PATTERN)]
+StepNumber = Annotated[int, Field(ge=0, lt=2**53)]  # JSON numbers are exact up to 2**53 everywhere
+Rows = list[list[FiniteFloat]]
+
+
+class Body(BaseModel):
+    """The body of a request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=False)
+
+
+class Generate(Body):
+    """How to sample text on from here; the session does not move."""
+
+    length: int = Field(ge=1, description="characters to generate")
+    temperature: float = Field(1.0, ge=0, le=100, allow_inf_nan=False, description="0: always the likeliest")
+    top_k: int = Field(0, ge=0, description="draw among the k likeliest characters; 0: among all")
+    seed: int | None = Field(None, ge=0, lt=2**63, description="the same seed gives the same text")
+
+
+class Sequence(Body):
+    """Steps, and what to say about them."""
+
+    inputs: Rows | None = Field(None, description="T×I: a row of numbers for each step, in the model's units")
+    text: str | None = Field(None, description="in place of inputs, for models with a vocabulary")
+    horizon: int | None = Field(None, ge=1, description="adds `forecast`: the next `horizon` values")
+    generate: Generate | None = Field(None, description="adds `generated`: text sampled on from here")
+    timeout_ms: int | None = Field(None, ge=1, le=600_000, description="504 if not started within this time")
+
+
+class PredictBody(Sequence):
+    """POST /predict: a whole sequence, without a session."""
+
+
+class StepBody(Sequence):
+    """POST /sessions/{id}/steps, and each message of a stream."""
+
+    step: StepNumber | None = Field(None, description="number of the first step; a retry repeats it")
+    returns: list[Literal["outputs", "gates", "state"]] | None = Field(
+        None, alias="return", min_length=1, description="what the reply holds; default outputs"
+    )
+
+
+class BulkItem(StepBody):
+    """One request of POST /steps."""
+
+    session_id: SessionId
+
+
+class BulkBody(Body):
+    """POST /steps: many sessions at once."""
+
+    requests: list[BulkItem] = Field(min_length=1, max_length=10_000)
+
+
+class LooseBulkBody(Body):
+    """The same, each request still unread: a bad one must not spoil the others."""
+
+    requests: list[Any] = Field(min_length=1, max_length=10_000)
+
+
+class OpenBody(Body):
+    """POST /sessions."""
+
+    session_id: SessionId | None = Field(None, description="an id of your own; else one is issued")
+    ttl_s: float | None = Field(
+        None, gt=0, le=31_536_000, allow_inf_nan=False, description="idle seconds to live"
+    )
+    durability: Literal["none", "journal", "fsync"] | None = Field(
+        None, description="what the session survives; see the settings"
+    )
+
+
+class ForkBody(Body):
+    """POST /sessions/{id}/fork."""
+
+    session_id: SessionId | None = Field(None, description="the new session's id; else one is issued")
+    at_step: StepNumber | None = Field(None, description="fork before this step; default the newest")
+
+
+# Replies: these describe, for OpenAPI; the hot path renders without them (`render`).
+
+
+class State(BaseModel):
+    """h and c after the last step of the request, layers×hidden each."""
+
+    h: list[list[float]]
+    c: list[list[float]]
+
+
+class Gates(BaseModel):
+    """Inside the cell: T×layers×hidden each; i, f, o within 0..1, g within -1..1, c and h after the step."""
+
+    i: list[list[list[float]]]
+    f: list[list[list[float]]]
+    g: list[list[list[float]]]
+    o: list[list[list[float]]]
+    c: list[list[list[float]]]
+    h: list[list[list[float]]]
+
+
+class PredictReply(BaseModel):
+    """Outputs T×O: the prediction of the next step, after each step."""
+
+    outputs: list[list[float]]
+    forecast: list[list[float]] | None = None
+    generated: str | None = None
+
+
+class StepReply(BaseModel):
+    """The reply to steps `step` .. `next_step - 1`."""
+
+    session_id: str
+    step: int
+    next_step: int
+    outputs: list[list[float]] | None = None
+    forecast: list[list[float]] | None = None
+    generated: str | None = None
+    gates: Gates | None = None
+    state: State | None = None
+    replayed: bool = Field(description="true: answered from the replay window, nothing was stepped")
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+class ItemError(BaseModel):
+    """A request of POST /steps, or a message of a stream, that failed."""
+
+    error: Problem
+
+
+class BulkReply(BaseModel):
+    """One result or error for each request, in order."""
+
+    results: list[StepReply | ItemError]
+
+
+class SessionFacts(BaseModel):
+    """One session."""
+
+    session_id: str
+    model: str
+    version: str
+    next_step: int
+    direct_url: str = Field(description="address of the replica that holds it; empty if there is none")
+    ttl_s: float
+    expires_in_s: float
+    durability: str
+    opened_at: str = Field(description="RFC 3339")
+    place: Literal["fresh", "device", "host"]
+
+
+class SignalFacts(BaseModel):
+    """One input or output."""
+
+    name: str
+    unit: str
+    mean: float
+    std: float
+
+
+class ModelFacts(BaseModel):
+    """One model."""
+
+    name: str
+    version: str
+    task: Literal["series", "text"]
+    description: str
+    digest: str
+    inputs: list[SignalFacts]
+    outputs: list[SignalFacts]
+    vocabulary: str
+    architecture: dict[str, Any]
+    parameters: int
+    quality: dict[str, Any]
+    sessions: dict[str, int]
+
+
+class ModelList(BaseModel):
+    """All models."""
+
+    models: list[ModelFacts]

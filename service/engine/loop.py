@@ -1,0 +1,43 @@
+"""Turns the engine on an event loop: at once when there is work, never waiting for a batch to fill.
+
+A tick runs on the loop's own thread. Between two ticks the loop polls its sockets, so what arrives during a
+tick is the next batch; and a small step costs less than handing it to another thread would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from service.engine.engine import Engine
+from service.engine.jobs import Job
+
+
+class EngineLoop:
+    """Owns the engine while it runs. `on_tick` gets, after each tick and on the loop's thread, the jobs that
+    ended with it, and must commit or abort each that is DONE."""
+
+    def __init__(self, engine: Engine, on_tick: Callable[[list[Job]], None]) -> None:
+        self.engine = engine
+        self._on_tick = on_tick
+        self._loop = asyncio.get_running_loop()
+        self._armed = False
+
+    def submit(self, job: Job) -> None:
+        """Queues a job; its tick begins when the callbacks that are ready now have run."""
+        self.engine.submit(job)
+        self.wake()
+
+    def wake(self) -> None:
+        """Arms a tick if there is work: after a submission, and after rows came free."""
+        if not self._armed and self.engine.has_work:
+            self._armed = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._armed = False
+        ended = self.engine.tick()
+        progressed = bool(ended) or self.engine.last_tick.batch > 0
+        self._on_tick(ended)
+        if progressed:  # else every job waits for a row: whoever frees one wakes the loop
+            self.wake()

@@ -1,0 +1,65 @@
+"""What goes on from a model's own predictions: a forecast of a series, or generated text."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.config import ModelSpec
+from model.network import Scaler
+from service.engine.jobs import Prepared
+
+
+class Forecast:
+    """The next `horizon` values of every output. The head's leads first; beyond them closed loop: the
+    predictions are fed back as inputs, a head's worth at a time."""
+
+    def __init__(self, spec: ModelSpec, horizon: int) -> None:
+        self.horizon = horizon
+        self._scaler = Scaler(spec)
+        columns = spec.output_columns
+        self._order = None if columns is None else np.argsort(columns)  # from outputs to input columns
+        self._leads: list[NDArray[np.float32]] = []
+        self._have = 0
+
+    def feed(self, head: NDArray[np.float32]) -> Prepared | None:
+        self._leads.append(head)
+        self._have += len(head)
+        if self._have >= self.horizon:
+            return None
+        # Normalised by the outputs' scale, wanted by the inputs'
+        inputs = self._scaler.normalise(self._scaler.denormalise(head)[:, self._order])
+        return inputs.astype(np.float32)
+
+    @property
+    def result(self) -> NDArray[np.float64]:
+        """[horizon, outputs] in their units."""
+        return self._scaler.denormalise(np.concatenate(self._leads)[: self.horizon])
+
+
+class Generation:
+    """`length` tokens, each drawn from the prediction and fed back.
+
+    temperature divides the log-probabilities (0: always the likeliest); top_k keeps the k likeliest (0: all);
+    the same seed gives the same text.
+    """
+
+    def __init__(self, length: int, temperature: float, top_k: int, seed: int | None) -> None:
+        self.length, self.temperature, self.top_k = length, temperature, top_k
+        self._random = np.random.default_rng(seed)
+        self.tokens: list[int] = []
+
+    def feed(self, head: NDArray[np.float32]) -> Prepared | None:
+        self.tokens.append(self._draw(head[0].astype(np.float64)))
+        if len(self.tokens) == self.length:
+            return None
+        return np.array([self.tokens[-1]], np.int64)
+
+    def _draw(self, log_probabilities: NDArray[np.float64]) -> int:
+        if self.temperature == 0:
+            return int(log_probabilities.argmax())
+        logits = log_probabilities / self.temperature
+        if 0 < self.top_k < len(logits):
+            logits[logits < np.partition(logits, -self.top_k)[-self.top_k]] = -np.inf
+        # Gumbel's trick: the largest of logits plus noise is a draw from their softmax
+        return int((logits + self._random.gumbel(size=len(logits))).argmax())

@@ -1,0 +1,61 @@
+"""What happened, counted in plain numbers: `service.metrics` publishes them, nobody else needs to know."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+
+SECONDS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+POWERS_OF_TWO = tuple(float(2**n) for n in range(13))
+
+
+class Histogram:
+    """Counts of values by upper bound, the last without one; cheap enough for the hot path."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+@dataclass(slots=True)
+class Counters:
+    """Of one model in one process, since its start."""
+
+    steps: int = 0  # committed
+    opened: int = 0
+    deduplicated: int = 0  # steps answered from the replay window
+    ended: Counter[str] = field(default_factory=Counter)  # sessions, by ending
+    conflicts: Counter[str] = field(default_factory=Counter)  # requests, by reason
+    rejected: Counter[str] = field(default_factory=Counter)  # requests, by reason
+    lost: Counter[str] = field(default_factory=Counter)  # requests for sessions that are gone, by reason
+    takeovers: Counter[str] = field(default_factory=Counter)  # sessions taken from another owner
+    queue_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    tick_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    batch_size: Histogram = field(default_factory=lambda: Histogram(POWERS_OF_TWO))
+    commit_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    commit_bytes: int = 0
+
+
+class RequestCounters:
+    """Requests of one process by model, route (its template) and status; their seconds by model and route."""
+
+    def __init__(self) -> None:
+        self.answered: Counter[tuple[str, str, int]] = Counter()
+        self.seconds: dict[tuple[str, str], Histogram] = {}
+
+    def observe(self, model: str, route: str, status: int, seconds: float) -> None:
+        self.answered[model, route, status] += 1
+        histogram = self.seconds.get((model, route))
+        if histogram is None:
+            histogram = self.seconds[model, route] = Histogram(SECONDS)
+        histogram.observe(seconds)

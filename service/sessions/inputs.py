@@ -1,0 +1,86 @@
+"""From what a client sends to what the engine runs, checked: the last gate before a session can move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.config import MAX_NORMALISED, ModelSpec
+from model.network import Scaler
+from service.engine.jobs import Prepared
+from service.errors import InvalidValue, TooLarge
+
+
+@dataclass(slots=True, frozen=True)
+class Steps:
+    """T steps: `prepared` for the engine, `raw` as the client meant them (float64 [T, I], or int32 tokens),
+    by which a retry is recognised."""
+
+    prepared: Prepared
+    raw: bytes
+
+    def __len__(self) -> int:
+        return len(self.prepared)
+
+
+class InputReader:
+    """Reads one model's inputs. Errors name the place as a path below `inputs` or `text`."""
+
+    def __init__(self, spec: ModelSpec, max_steps: int) -> None:
+        self.spec, self.max_steps = spec, max_steps
+        self.vocabulary = {character: token for token, character in enumerate(spec.vocabulary)}
+        self._width = len(spec.inputs)
+        self._scaler = Scaler(spec)
+
+    @property
+    def takes_text(self) -> bool:
+        return bool(self.vocabulary)
+
+    def series(self, inputs: list[list[float]]) -> Steps:
+        """Rows of finite numbers, one a step, in the manifest's order and units."""
+        if self.takes_text:
+            raise InvalidValue("this model takes text, not inputs", field="inputs")
+        self._check_count(len(inputs), "inputs")
+        width = self._width
+        for t, row in enumerate(inputs):
+            if len(row) != width:
+                raise InvalidValue(
+                    f"inputs[{t}] has {len(row)} numbers, must have {width}", field=f"inputs[{t}]"
+                )
+        raw = np.array(inputs, np.float64)
+        normalised = self._scaler.normalise(raw)
+        # Both bounds in two passes over small arrays; a huge number that overflowed to inf fails them too
+        if normalised.max() > MAX_NORMALISED or normalised.min() < -MAX_NORMALISED:
+            t, i = np.argwhere(np.abs(normalised) > MAX_NORMALISED)[0].tolist()
+            raise InvalidValue(
+                f"inputs[{t}][{i}] ({self.spec.inputs[i].name}) is {raw[t, i]:g}, more than"
+                f" {MAX_NORMALISED:g} standard deviations from the mean",
+                field=f"inputs[{t}][{i}]",
+            )
+        return Steps(normalised.astype(np.float32), raw.tobytes())
+
+    def text(self, text: str) -> Steps:
+        """Characters of the model's vocabulary, one a step."""
+        if not self.takes_text:
+            raise InvalidValue("this model takes inputs, not text", field="text")
+        self._check_count(len(text), "text")
+        try:
+            tokens: NDArray[Any] = np.array([self.vocabulary[character] for character in text], np.int64)
+        except KeyError as error:
+            at = text.index(error.args[0])
+            raise InvalidValue(
+                f"text[{at}] is {error.args[0]!r}, which is not in the model's vocabulary",
+                field=f"text[{at}]",
+            ) from None
+        return Steps(tokens, tokens.astype(np.int32).tobytes())
+
+    def _check_count(self, count: int, what: str) -> None:
+        if not count:
+            raise InvalidValue(f"{what} is empty; a request carries at least one step", field=what)
+        if count > self.max_steps:
+            raise TooLarge(
+                f"{what} has {count} steps, the most in one request is {self.max_steps}", limit=self.max_steps
+            )

@@ -1,0 +1,72 @@
+"""A session's state on the wire and on disk: h, c and next_step at one step, as safetensors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from service.errors import BadRequest, InvalidValue
+
+FORMAT = "cellstate-snapshot-1"
+
+
+@dataclass(slots=True, frozen=True)
+class Snapshot:
+    """state [2, layers, hidden] float32 (h, c) before step `next_step`, of the model with that digest."""
+
+    state: NDArray[np.float32]
+    next_step: int
+    model: str
+    version: str
+    digest: str
+
+    def dump(self) -> bytes:
+        """As safetensors: tensors h and c [layers, hidden], the rest as metadata."""
+        metadata = {
+            "format": FORMAT,
+            "next_step": str(self.next_step),
+            "model": self.model,
+            "version": self.version,
+            "model_digest": self.digest,
+        }
+        return save_tensors({"h": self.state[0].copy(), "c": self.state[1].copy()}, metadata)
+
+    @classmethod
+    def parse(cls, blob: bytes, layers: int, hidden: int, digest: str) -> Snapshot:
+        """Reads a snapshot for the model of that size and digest. Raises BadRequest for what is not a
+        snapshot, InvalidValue for one of another model or with bad numbers."""
+        try:
+            tensors = load_tensors(blob)
+            header = int.from_bytes(blob[:8], "little")
+            metadata = json.loads(blob[8 : 8 + header])["__metadata__"]
+            next_step = int(metadata["next_step"])
+            found = (metadata["format"], metadata["model_digest"], metadata["model"], metadata["version"])
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise BadRequest(f"the body is not a snapshot in safetensors: {error}") from error
+        if found[0] != FORMAT:
+            raise InvalidValue(f"the snapshot's format is {found[0]!r}, not {FORMAT!r}", field="format")
+        if found[1] != digest:
+            raise InvalidValue(
+                f"the snapshot is of the model with digest {found[1][:16]}…, this one's is {digest[:16]}…",
+                field="model_digest",
+            )
+        if not 0 <= next_step < 2**63:
+            raise InvalidValue(f"next_step is {next_step}, must be from 0 to 2**63-1", field="next_step")
+        if set(tensors) != {"h", "c"}:
+            raise InvalidValue(f"the snapshot holds {sorted(tensors)}, must hold h and c", field="tensors")
+        for name, tensor in tensors.items():
+            if tensor.shape != (layers, hidden) or tensor.dtype != np.float32:
+                raise InvalidValue(
+                    f"{name} is {tensor.dtype} {list(tensor.shape)}, must be float32 {[layers, hidden]}",
+                    field=name,
+                )
+            if not np.isfinite(tensor).all():
+                raise InvalidValue(f"{name} holds a number that is not finite", field=name)
+        state = np.stack((tensors["h"], tensors["c"]))
+        return cls(state, next_step, found[2], found[3], digest)
