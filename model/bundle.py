@@ -93,25 +93,28 @@ def load(directory: Path) -> Bundle:
     manifest = _read_manifest(directory)
     try:
         spec = _spec(manifest)
-        name, version = str(manifest["name"]), str(manifest["version"])
-        expected, file = manifest["weights"]["sha256"], manifest["weights"]["file"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        name, version = _text(manifest, "name"), _text(manifest, "version")
+        description = _text(manifest, "description", "")
+        training, quality = _table(manifest, "training", {}), _table(manifest, "quality", {})
+        entry = _table(manifest, "weights")
+        expected, file = _text(entry, "sha256"), _text(entry, "file")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
         raise BundleMalformed(f"{directory / MANIFEST}: {what}") from error
     if not NAME_PATTERN.fullmatch(name):
         raise BundleMalformed(f"{directory / MANIFEST}: name must match {NAME_PATTERN.pattern}, not {name!r}")
     if file != WEIGHTS:  # a path of the manifest's choosing could lead anywhere
         raise BundleMalformed(f"{directory / MANIFEST}: weights.file must be {WEIGHTS!r}, not {file!r}")
-    weights, digest = _read_weights(directory / WEIGHTS, str(expected))
+    weights, digest = _read_weights(directory / WEIGHTS, expected)
     _check_weights(spec.architecture, weights, directory)
     return Bundle(
         name=name,
         version=version,
         spec=spec,
         weights={k: v.float() for k, v in weights.items()},
-        description=str(manifest.get("description", "")),
-        training=manifest.get("training") or {},
-        quality=manifest.get("quality") or {},
+        description=description,
+        training=training,
+        quality=quality,
         digest=digest,
     )
 
@@ -135,8 +138,8 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleMissing(f"{path}: not found") from error
+    except OSError as error:
+        raise BundleMissing(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise BundleMalformed(f"{path}: not JSON: {error}") from error
     if not isinstance(manifest, dict):
@@ -149,38 +152,64 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def _spec(manifest: dict[str, Any]) -> ModelSpec:
-    arch = dict(manifest["architecture"])
+    arch = dict(_table(manifest, "architecture"))
     arch.pop("parameters", None)
     if arch.pop("cell", None) != "lstm":
         raise ValueError("architecture.cell must be 'lstm'")
+    task = _text(manifest, "task")
+    if arch.get("task") != task:
+        raise ValueError(f"task is {task!r}, architecture.task {arch.get('task')!r}")
     return ModelSpec(
         architecture=Architecture(**arch),
-        inputs=tuple(_signal(s) for s in manifest["inputs"]),
-        outputs=tuple(_signal(s) for s in manifest["outputs"]),
-        vocabulary=str(manifest["vocabulary"]),
+        inputs=_signals(manifest, "inputs"),
+        outputs=_signals(manifest, "outputs"),
+        vocabulary=_text(manifest, "vocabulary"),
     )
 
 
-def _signal(entry: dict[str, Any]) -> Signal:
-    signal = Signal(str(entry["name"]), str(entry["unit"]), float(entry["mean"]), float(entry["std"]))
-    if not (math.isfinite(signal.mean) and math.isfinite(signal.std)):
-        raise ValueError(f"mean and std of {signal.name!r} must be finite")
-    return signal
+def _signals(manifest: dict[str, Any], field_name: str) -> tuple[Signal, ...]:
+    entries = manifest[field_name]
+    if not isinstance(entries, list):
+        raise TypeError(f"{field_name} must be a list, not {entries!r}")
+    signals = []
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise TypeError(f"{field_name} must hold objects, not {entry!r}")
+        name, unit = _text(entry, "name"), _text(entry, "unit")
+        for number in (entry["mean"], entry["std"]):
+            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+                raise ValueError(f"mean and std of {name!r} must be finite numbers, not {number!r}")
+        signals.append(Signal(name, unit, float(entry["mean"]), float(entry["std"])))
+    return tuple(signals)
+
+
+def _text(table: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    value = table[key] if default is None else table.get(key, default)
+    if not isinstance(value, str):
+        raise TypeError(f"{key} must be a string, not {value!r}")
+    return value
+
+
+def _table(table: Mapping[str, Any], key: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    value = table[key] if default is None else table.get(key, default)
+    if not isinstance(value, dict):
+        raise TypeError(f"{key} must be an object, not {value!r}")
+    return value
 
 
 def _read_weights(path: Path, expected: str) -> tuple[dict[str, Tensor], str]:
     try:
         blob = path.read_bytes()
-    except FileNotFoundError as error:
-        raise BundleMissing(f"{path}: not found") from error
+    except OSError as error:
+        raise BundleMissing(f"{path}: {error.strerror}") from error
     # Length first: a cut file is reported as cut, which says more than a digest that differs.
     header = int.from_bytes(blob[:8], "little") if len(blob) >= 8 else -1
     try:
-        entries = json.loads(blob[8 : 8 + header]) if 0 <= header <= len(blob) - 8 else None
-        ends = [e["data_offsets"][1] for n, e in (entries or {}).items() if n != "__metadata__"]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        entries, ends = None, []
-    if entries is None or len(blob) < 8 + header + max(ends, default=0):
+        entries = json.loads(blob[8 : 8 + header]) if 0 <= header <= len(blob) - 8 else {}
+        ends = [int(e["data_offsets"][1]) for n, e in entries.items() if n != "__metadata__"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        ends = []
+    if not ends or len(blob) < 8 + header + max(ends):
         raise BundleTruncated(f"{path}: the file is truncated or not safetensors ({len(blob)} bytes)")
     digest = hashlib.sha256(blob).hexdigest()
     if digest != expected:

@@ -52,6 +52,8 @@ class Architecture:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"architecture.{name} must be a whole number of at least 1, not {value!r}")
+        if not isinstance(self.residual, bool):
+            raise ValueError(f"architecture.residual must be true or false, not {self.residual!r}")
         if self.task not in ("series", "text"):
             raise ValueError(f"architecture.task must be 'series' or 'text', not {self.task!r}")
         if self.task == "text" and (self.leads != 1 or self.residual):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from model.config import Architecture
 from model.errors import ConversionError
+
+OPTIONAL = ("lstm.bias", "head.bias")  # torch's modules can be made without: then it is zero
 
 
 def from_torch(
@@ -21,7 +24,8 @@ def from_torch(
     """Weights by the names of `Architecture.shapes`, from the state dict of a module that holds a
     torch.nn.LSTM under the name `lstm`, a torch.nn.Linear under `head` and, for text, a
     torch.nn.Embedding under `embedding`. torch's two biases a layer are added up: they are only ever
-    used as a sum. Raises ConversionError for what has no equivalent here, and for shapes that don't fit.
+    used as a sum, and a missing bias is zero. Raises ConversionError for what has no equivalent here, and for
+    shapes that don't fit.
     """
     own = {k: v for k, v in state_dict.items() if k.startswith(f"{lstm}.")}
     if not own:
@@ -35,20 +39,35 @@ def from_torch(
     if layers != arch.num_layers:
         raise ConversionError(f"{lstm} has {layers} layers, the architecture says {arch.num_layers}")
     weights: dict[str, Tensor] = {}
-    for k in range(layers):
-        weights[f"lstm.weight_ih_l{k}"] = own[f"{lstm}.weight_ih_l{k}"]
-        weights[f"lstm.weight_hh_l{k}"] = own[f"{lstm}.weight_hh_l{k}"]
-        biases = [own[n] for n in (f"{lstm}.bias_ih_l{k}", f"{lstm}.bias_hh_l{k}") if n in own]
-        zero = weights[f"lstm.weight_hh_l{k}"].new_zeros(4 * arch.hidden_size)
-        weights[f"lstm.bias_l{k}"] = sum(biases, zero)
-    names = {"head.weight": f"{head}.weight", "head.bias": f"{head}.bias"}
-    if arch.task == "text":
-        names["embedding.weight"] = f"{embedding}.weight"
-    for ours, theirs in names.items():
-        if theirs not in state_dict:
-            raise ConversionError(f"the state dict has no {theirs}")
-        weights[ours] = state_dict[theirs]
-    for name, shape in arch.shapes().items():
-        if tuple(weights[name].shape) != shape:
-            raise ConversionError(f"{name} is {list(weights[name].shape)}, must be {list(shape)}")
-    return {name: weights[name].detach().float().clone() for name in arch.shapes()}
+    for ours, theirs in _sources(arch, lstm, head, embedding).items():
+        shape = arch.shapes()[ours]
+        found = [_checked(state_dict, name, shape) for name in theirs if name in state_dict]
+        if not found and not ours.startswith(OPTIONAL):
+            raise ConversionError(f"the state dict has no {theirs[0]}; it has {sorted(state_dict)[:8]}")
+        weights[ours] = torch.stack(found).sum(0) if found else torch.zeros(shape)
+    return weights
+
+
+def _sources(arch: Architecture, lstm: str, head: str, embedding: str) -> dict[str, tuple[str, ...]]:
+    """For each of our tensors the names of theirs that add up to it."""
+    prefixes = {"lstm": lstm, "head": head, "embedding": embedding}
+    sources: dict[str, tuple[str, ...]] = {}
+    for name in arch.shapes():
+        part, _, rest = name.partition(".")
+        if rest.startswith("bias_l"):
+            sources[name] = tuple(
+                f"{lstm}.{b}_l{rest.removeprefix('bias_l')}" for b in ("bias_ih", "bias_hh")
+            )
+        else:
+            sources[name] = (f"{prefixes[part]}.{rest}",)
+    return sources
+
+
+def _checked(state_dict: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    """Their tensor, copied, in float32."""
+    tensor = state_dict[name].detach()
+    if tuple(tensor.shape) != shape:
+        raise ConversionError(f"{name} is {list(tensor.shape)}, must be {list(shape)}")
+    if not torch.isfinite(tensor).all():
+        raise ConversionError(f"{name} holds a number that is not finite")
+    return tensor.float().cpu()

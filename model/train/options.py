@@ -33,6 +33,7 @@ class Options:
     )
     noise: float = _option(0.0, "series: deviation of noise on the inputs, in normalised units")
     shift: float = _option(0.0, "series: deviation of a level added to each signal of a stream, normalised")
+    scale: float = _option(0.0, "series: deviation of the logarithm of a factor on each signal of a stream")
     patience: int = _option(10, "epochs without a better validation loss before training stops", least=1)
     seed: int = _option(0, "of the first weights, of the order, and of dropout", least=0, most=2**31 - 1)
     precision: str = "float32"

@@ -41,20 +41,13 @@ class TrainingData(ABC):
         B, L = self.options.streams, self.length
         offset = int(torch.randint(0, self.usable - B * L + 1, (1,), generator=generator))
         starts = offset + L * torch.arange(B)
-        levels = self.levels(generator)
         bounds = [k * L // self.windows for k in range(self.windows + 1)]
         for first, last in pairwise(bounds):
-            yield self.window(starts + torch.arange(first, last)[:, None], levels, generator)
-
-    def levels(self, generator: torch.Generator) -> Tensor | None:
-        """What an epoch adds to each stream's inputs, [B, I], if anything."""
-        return None
+            yield self.window(starts + torch.arange(first, last)[:, None])
 
     @abstractmethod
-    def window(
-        self, rows: Tensor, levels: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of rows [T, B]."""
+    def window(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of rows [T, B] of the training part."""
 
     @abstractmethod
     def loss(self, y: Tensor, target: Tensor) -> Tensor:
@@ -83,29 +76,27 @@ class SeriesData(TrainingData):
         self.x, self.outputs, self.leads = x, outputs, leads
         self.columns, self.train, self.validation = columns, train, validation
 
-    def levels(self, generator: torch.Generator) -> Tensor | None:
-        """Each stream's level shift: what repeats at any level is learnt as such, so that a drift of the
-        mean after the training part hurts less.
+    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Moves each signal of each stream to a level and a scale of its own, for the whole epoch: what
+        repeats at any level is then learnt as such, and a drift after the training part hurts less.
         """
-        if not self.options.shift:
-            return None
-        shape = (self.options.streams, self.x.shape[1])
-        return (torch.randn(shape, generator=generator) * self.options.shift).to(self.x)
+        o, inputs = self.options, self.x.shape[1]
+        drawn = torch.randn(2, o.streams, inputs, generator=generator)
+        level, factor = drawn[0] * o.shift, (drawn[1] * o.scale).exp()  # [B, I]
+        # An output that is no input moves as nothing does: 0 and 1 stand in the column beyond the inputs.
+        columns = [inputs if c is None else c for c in self.columns]
+        y_level = nn.functional.pad(level, (0, 1))[:, None, columns].to(self.x)
+        y_factor = nn.functional.pad(factor, (0, 1), value=1.0)[:, None, columns].to(self.x)
+        level, factor = level.to(self.x), factor.to(self.x)
+        for x, y in super().epoch(generator):
+            x = x * factor + level
+            if o.noise:
+                x = x + torch.randn(x.shape, generator=generator).to(x) * o.noise
+            yield x, y * y_factor + y_level
 
-    def window(
-        self, rows: Tensor, levels: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def window(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         rows = rows + self.train.start
-        x = self.x[rows.to(self.x.device)]
-        y = targets(self.outputs, rows, self.leads)
-        if levels is not None:
-            x = x + levels
-            none = levels.new_zeros(len(levels))
-            moved = [none if c is None else levels[:, c] for c in self.columns]
-            y = y + torch.stack(moved, -1)[:, None, :]
-        if self.options.noise:
-            x = x + torch.randn(x.shape, generator=generator).to(x) * self.options.noise
-        return x, y
+        return self.x[rows.to(self.x.device)], targets(self.outputs, rows, self.leads)
 
     def loss(self, y: Tensor, target: Tensor) -> Tensor:
         return nn.functional.mse_loss(y.float(), target)
@@ -128,9 +119,7 @@ class TextData(TrainingData):
         super().__init__(len(train), 1, options)
         self.tokens, self.train, self.validation = tokens, train, validation
 
-    def window(
-        self, rows: Tensor, levels: Tensor | None, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def window(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         rows = (rows + self.train.start).to(self.tokens.device)
         return self.tokens[rows], self.tokens[rows + 1]
 
