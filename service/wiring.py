@@ -20,7 +20,8 @@ from service.asgi import Receive, Scope, Send
 from service.engine.engine import Engine
 from service.metrics import Exposition, Source
 from service.sessions.counters import RequestCounters
-from service.sessions.manager import Limits, SessionManager
+from service.sessions.manager import SessionManager
+from service.sessions.register import Limits
 from service.sessions.store import MemoryStore
 from service.settings import SettingError, Settings
 

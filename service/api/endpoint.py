@@ -11,7 +11,8 @@ from service.api.render import Renderer
 from service.api.schemas import Sequence, StepBody
 from service.errors import InvalidValue, TooLarge
 from service.sessions.inputs import InputReader, Steps
-from service.sessions.manager import SESSION_ID, SessionManager
+from service.sessions.manager import SessionManager
+from service.sessions.register import SESSION_ID
 from service.sessions.replies import PLAIN, Options, Sampling, StepCommand
 from service.sessions.session import Session
 from service.settings import Settings

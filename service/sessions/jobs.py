@@ -1,0 +1,51 @@
+"""From a checked command to the engine's job, and from the finished job to the reply."""
+
+from __future__ import annotations
+
+from model.config import ModelSpec
+from service.engine.engine import Engine
+from service.engine.jobs import Job
+from service.engine.rollouts import Forecast, Generation
+from service.sessions.replies import Options, Reply, StepCommand
+from service.sessions.session import Ticket
+
+
+def job_for(ticket: Ticket, command: StepCommand, spec: ModelSpec) -> Job:
+    """The job of a request; without a session it starts from zeros and keeps nothing."""
+    return Job(
+        inputs=command.steps.prepared,
+        state=None if ticket.session is None else ticket.session.state,
+        rollout=_rollout(command.options, spec),
+        trace=command.options.gates,
+        deadline=ticket.deadline,
+        gone=ticket.future.done,
+    )
+
+
+def reply_of(ticket: Ticket, command: StepCommand, job: Job, engine: Engine, spec: ModelSpec) -> Reply:
+    """The reply to a request whose job is DONE and not yet committed."""
+    rollout, options = job.rollout, command.options
+    start = 0 if ticket.session is None else ticket.session.next_step
+    generated = None
+    if isinstance(rollout, Generation):
+        generated = "".join(spec.vocabulary[token] for token in rollout.tokens)
+    return Reply(
+        session_id=command.session_id,
+        step=start,
+        next_step=start + len(command.steps),
+        outputs=job.result,
+        options=options,
+        forecast=rollout.result if isinstance(rollout, Forecast) else None,
+        generated=generated,
+        gates=job.trace_result if options.gates else None,
+        state=engine.read_new(job) if options.state else None,
+    )
+
+
+def _rollout(options: Options, spec: ModelSpec) -> Forecast | Generation | None:
+    if options.horizon:
+        return Forecast(spec, options.horizon)
+    if options.generate is not None:
+        g = options.generate
+        return Generation(g.length, g.temperature, g.top_k, g.seed)
+    return None

@@ -1,0 +1,165 @@
+"""Which sessions there are: ids, capacity, time to live, and how the ones that are gone went."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from service.engine.engine import Engine
+from service.errors import (
+    InvalidValue,
+    NoCapacity,
+    SessionExists,
+    SessionExpired,
+    SessionLost,
+    SessionNotFound,
+)
+from service.sessions.counters import Counters
+from service.sessions.session import Session
+from service.sessions.store import Ending, Store
+from service.sessions.window import ReplayWindow
+
+SESSION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
+_ISSUED_ID = re.compile(r"s-([0-9a-f]{8})-[0-9a-f]{16}")
+SWEEP_S = 1.0
+
+
+@dataclass(slots=True, frozen=True)
+class Limits:
+    """sessions: most at a time. queue: most requests accepted and not answered. Times in seconds."""
+
+    sessions: int
+    queue: int
+    ttl_s: float
+    replay_window: int
+    durability: str
+
+
+class Register:
+    """The open sessions of one model. Create it on the running loop; `close` before the loop ends."""
+
+    def __init__(
+        self, engine: Engine, store: Store, limits: Limits, counters: Counters, clock: Callable[[], float]
+    ) -> None:
+        self._engine, self._store, self._limits, self._counters = engine, store, limits, counters
+        self.clock = clock
+        self._sessions: dict[str, Session] = {}
+        # Ids this process issues carry its mark, so that one of another process is known to be lost
+        self._mark = secrets.token_hex(4)
+        self._expiries: list[tuple[float, int, Session]] = []  # a heap, one entry a session, maybe too early
+        self._serial = 0
+        self._loop = asyncio.get_running_loop()
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep_on)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._sessions.values())
+
+    def __contains__(self, session: Session) -> bool:
+        return self._sessions.get(session.id) is session
+
+    def get(self, session_id: str) -> Session | None:
+        """The live session of that id. One whose time has run out ends here, if not before."""
+        session = self._sessions.get(session_id)
+        if session is not None and session.at_rest and self.clock() >= session.expires_at:
+            self.remove(session, Ending.EXPIRED)
+            return None
+        return session
+
+    def open(
+        self, session_id: str | None = None, ttl_s: float | None = None, durability: str | None = None
+    ) -> Session:
+        """A new session at step 0. Raises SessionExists, NoCapacity or InvalidValue."""
+        if session_id is not None and self.get(session_id) is not None:
+            raise SessionExists(f"session {session_id} is open already", session_id=session_id)
+        promised = self._store.durabilities
+        if durability is not None and durability not in promised:
+            raise InvalidValue(
+                f"durability {durability!r} is not what the store can promise: {', '.join(promised)}",
+                field="durability",
+            )
+        self._check_capacity()
+        session = Session(
+            id=session_id or f"s-{self._mark}-{secrets.token_hex(8)}",
+            ttl_s=self._limits.ttl_s if ttl_s is None else ttl_s,
+            durability=durability or self._limits.durability,
+            window=ReplayWindow(self._limits.replay_window),
+            opened_at=time.time(),
+            used_at=self.clock(),
+        )
+        self._store.reopen(session.id)
+        self._sessions[session.id] = session
+        self._counters.opened += 1
+        self._serial += 1
+        heapq.heappush(self._expiries, (session.expires_at, self._serial, session))
+        return session
+
+    def remove(self, session: Session, ending: Ending | None) -> None:
+        """Ends a session that no job moves, and frees its state. Without an ending it never was."""
+        session.end()
+        self._engine.forget(session.state)
+        del self._sessions[session.id]
+        if ending is not None:
+            self._store.end(session.id, ending)
+            self._counters.ended[ending.value] += 1
+
+    def may_open(self, session_id: str) -> bool:
+        """Whether step 0 opens that id: not if a session of it expired or was lost, which its client must
+        learn first."""
+        return self._ended_how(session_id) is None
+
+    def absent(self, session_id: str) -> SessionNotFound | SessionExpired | SessionLost:
+        """Why there is no such session."""
+        how = self._ended_how(session_id)
+        if how == "expired":
+            self._counters.lost["expired"] += 1
+            return SessionExpired(f"session {session_id} was idle for longer than its time to live")
+        if how == "lost":
+            self._counters.lost["process"] += 1
+            return SessionLost(f"session {session_id} was kept in the memory of a process that ended")
+        return SessionNotFound(f"there is no session {session_id}; step 0 opens it")
+
+    def close(self) -> None:
+        """Stops the clockwork."""
+        self._sweeper.cancel()
+
+    def _ended_how(self, session_id: str) -> str | None:
+        if self._store.ending(session_id) is Ending.EXPIRED:
+            return "expired"
+        issued = _ISSUED_ID.fullmatch(session_id)
+        return "lost" if issued is not None and issued[1] != self._mark else None
+
+    def _check_capacity(self) -> None:
+        if len(self._sessions) >= self._limits.sessions:
+            self.sweep()
+        if len(self._sessions) >= self._limits.sessions:
+            self._counters.rejected["sessions"] += 1
+            due = self._expiries[0][0] - self.clock() if self._expiries else 1.0
+            raise NoCapacity(
+                f"{len(self._sessions)} sessions are open, which is the most",
+                retry_after_s=int(min(max(due, 1.0), 60.0)),
+            )
+
+    def _sweep_on(self) -> None:
+        self.sweep()
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep_on)
+
+    def sweep(self) -> None:
+        """Ends the sessions whose time has run out."""
+        now = self.clock()
+        while self._expiries and self._expiries[0][0] <= now:
+            _, serial, session = heapq.heappop(self._expiries)
+            if session not in self:
+                continue
+            if session.at_rest and session.expires_at <= now:
+                self.remove(session, Ending.EXPIRED)
+            else:
+                due = max(session.expires_at, now + SWEEP_S)
+                heapq.heappush(self._expiries, (due, serial, session))
