@@ -35,6 +35,7 @@ class Settings:
     direct_host: str = setting(
         "", "host name in direct_url, if clients know the replica by another than `host`"
     )
+    address: str = setting("", "Ray cluster to deploy to (auto, or ray://host:port); none: one of its own")
     models: str = setting(str(SHIPPED_BUNDLES), "directory of bundles to serve (or one bundle)")
     replicas: int = setting(1, "replicas of each model; more than one needs a shared store", least=1)
     device: str = setting("auto", "where the state lives: auto, cpu, cuda or cuda:N")
@@ -99,12 +100,22 @@ def direct_port_range(settings: Settings) -> range:
 
 def parse(f: Field[Any], text: str) -> Any:
     """A setting's value from its text, by the type of its default."""
-    kind = type(f.default)
+    if isinstance(f.default, str):
+        return text
+    kind, noun = (int, "a whole number") if isinstance(f.default, int) else (float, "a number")
     try:
         return kind(text)
     except ValueError as error:
-        noun = "a whole number" if kind is int else "a number"
         raise SettingError(f"{f.name}: {text!r} is not {noun}") from error
+
+
+def settings_table() -> str:
+    """The settings as the README shows them: a Markdown table."""
+    rows = ["| setting | default | what it is |", "| --- | --- | --- |"]
+    for f in fields(Settings):
+        default = "the shipped ones" if f.name == "models" else f"`{f.default}`" if f.default != "" else ""
+        rows.append(f"| `{f.name}` | {default} | {f.metadata['help']} |")
+    return "\n".join(rows)
 
 
 def read(flags: Mapping[str, str | None], environment: Mapping[str, str] | None = None) -> Settings:

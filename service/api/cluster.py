@@ -1,0 +1,165 @@
+"""The root application's view over all replicas: models, metrics, health, the API's description.
+
+It asks the replicas on their own ports, all at once; a replica that does not answer in time is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import httpx
+
+from service.api.problems import PROBLEM_TYPE, TABLE, problem_json
+from service.asgi import Receive, Scope, Send
+from service.errors import CellstateError, MethodNotAllowed, NotFound, Unavailable
+
+JSON = "application/json"
+EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One replica of one model, and where it listens itself."""
+
+    model: str
+    replica: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One whole HTTP response."""
+
+    status: int
+    content_type: str
+    body: bytes
+    headers: Mapping[str, str] | None = None
+
+
+def refusal(error: CellstateError, headers: Mapping[str, str] | None = None) -> Reply:
+    """The reply an error is."""
+    retry = {"retry-after": str(error.facts["retry_after_s"])} if "retry_after_s" in error.facts else {}
+    return Reply(TABLE[type(error)].status, PROBLEM_TYPE, problem_json(error), {**retry, **(headers or {})})
+
+
+class Cluster:
+    """ASGI callable. `replicas` lists those that live; `merge` makes one exposition of many, by replica."""
+
+    def __init__(
+        self,
+        models: Sequence[str],
+        replicas: Callable[[], Awaitable[Sequence[Replica]]],
+        merge: Callable[[Mapping[str, str]], bytes],
+        client: httpx.AsyncClient | None = None,
+        timeout_s: float = 5.0,
+    ) -> None:
+        self._models = tuple(models)
+        self._replicas = replicas
+        self._merge = merge
+        # The environment's proxies are for the world outside, never for the replicas.
+        self._client = client or httpx.AsyncClient(timeout=timeout_s, trust_env=False)
+        self._timeout_s = timeout_s
+        self._routes: dict[str, Callable[[], Awaitable[Reply]]] = {
+            "/v1/models": self._list_models,
+            "/metrics": self._metrics,
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/openapi.json": lambda: self._passed_on("/openapi.json"),
+            "/docs": lambda: self._passed_on("/docs"),
+        }
+
+    async def close(self) -> None:
+        """Ends the connections to the replicas."""
+        await self._client.aclose()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 4404, "reason": "no such path"})
+            return
+        if scope["type"] != "http":
+            return
+        reply = await self._answer(scope["method"], scope["path"])
+        headers = {"content-type": reply.content_type, "content-length": str(len(reply.body))}
+        headers |= reply.headers or {}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": reply.status, "headers": raw})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
+
+    async def _answer(self, method: str, path: str) -> Reply:
+        route = self._routes.get(path)
+        if route is None:
+            return self._unknown(path)
+        if method not in ("GET", "HEAD"):
+            return refusal(MethodNotAllowed(f"{path} takes GET, not {method}"), {"allow": "GET, HEAD"})
+        return await route()
+
+    def _unknown(self, path: str) -> Reply:
+        if path.startswith("/v1/models/"):
+            model = path.removeprefix("/v1/models/").partition("/")[0]
+            known = ", ".join(self._models) or "none"
+            return refusal(NotFound(f"no model {model!r}; served here: {known}"))
+        return refusal(NotFound(f"no such path: {path}"))
+
+    async def _list_models(self) -> Reply:
+        answers = await self._ask_all("/v1/models")
+        entries: dict[str, dict[str, Any]] = {}
+        for answer in answers.values():
+            for entry in answer.json()["models"]:
+                known = entries.setdefault(entry["name"], entry)
+                if known is not entry and "sessions" in entry:
+                    known["sessions"] = _sum(known.get("sessions", 0), entry["sessions"])
+        missing = [name for name in self._models if name not in entries]
+        if missing:
+            return refusal(Unavailable(f"no replica of {', '.join(missing)} answers", retry_after_s=1))
+        body = json.dumps({"models": [entries[name] for name in sorted(entries)]})
+        return Reply(200, JSON, body.encode())
+
+    async def _metrics(self) -> Reply:
+        answers = await self._ask_all("/metrics")
+        texts = {name: answer.text for name, answer in sorted(answers.items())}
+        return Reply(200, EXPOSITION, self._merge(texts))
+
+    async def _healthz(self) -> Reply:
+        return Reply(200, JSON, b'{"status":"ok"}')
+
+    async def _readyz(self) -> Reply:
+        living = {replica.replica: replica.model for replica in await self._replicas()}
+        answers = await self._ask_all("/readyz")
+        ready = {living.get(name) for name in answers}
+        missing = [name for name in self._models if name not in ready]
+        if missing:
+            return refusal(Unavailable(f"no replica of {', '.join(missing)} is ready", retry_after_s=1))
+        return Reply(200, JSON, b'{"status":"ok"}')
+
+    async def _passed_on(self, path: str) -> Reply:
+        for answer in (await self._ask_all(path)).values():
+            return Reply(200, answer.headers.get("content-type", JSON), answer.content)
+        return refusal(Unavailable("no replica answers", retry_after_s=1))
+
+    async def _ask_all(self, path: str) -> dict[str, httpx.Response]:
+        """The replies of status 200, by replica."""
+        replicas = list(await self._replicas())
+        answers = await asyncio.gather(*(self._ask(replica.url + path) for replica in replicas))
+        pairs = zip(replicas, answers, strict=True)
+        return {replica.replica: answer for replica, answer in pairs if answer is not None}
+
+    async def _ask(self, url: str) -> httpx.Response | None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._client.get(url)
+        except (httpx.HTTPError, TimeoutError):
+            return None
+        return response if response.status_code == HTTPStatus.OK else None
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Counts added up: numbers, or objects of numbers."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {key: _sum(one.get(key, 0), other.get(key, 0)) for key in {**one, **other}}
+    return one + other

@@ -1,0 +1,151 @@
+"""The command: `cellstate serve`, and the model side's train, evaluate and inspect."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.settings import SettingError, Settings, read
+
+if TYPE_CHECKING:
+    from model.bundle import Bundle
+
+SERVE_EPILOG = """\
+Each setting may also come from the environment, as CELLSTATE_ and its name in capitals: CELLSTATE_PORT=8080.
+Exit code: 0 after a stop by Ctrl-C or SIGTERM, 2 when the service can't start as asked, 1 when it failed.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    args = parser().parse_args(arguments)
+    try:
+        code = args.func(args)
+    except KeyboardInterrupt:
+        return 130
+    return int(code or 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its flags."""
+    from model.commands import register
+
+    top = argparse.ArgumentParser(
+        prog="cellstate", description="Serves a PyTorch LSTM together with its memory: sessions over HTTP."
+    )
+    top.add_argument("--version", action="version", version=f"cellstate {_version()}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    serve = commands.add_parser(
+        "serve",
+        help="serve models over HTTP",
+        description="Serves models over HTTP, on Ray Serve, until Ctrl-C.",
+        epilog=SERVE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    serve.set_defaults(func=run_serve)
+    serve.add_argument("--local", action="store_true", help="all models in this process, without Ray")
+    settings = serve.add_argument_group("settings")
+    for f in fields(Settings):
+        kind = "TEXT" if isinstance(f.default, str) else "N"
+        shown = f" (default: {f.default})" if f.default != "" else ""
+        settings.add_argument(
+            f"--{f.name.replace('_', '-')}",
+            dest=f.name,
+            metavar=kind,
+            help=(f.metadata["help"] + shown).replace("%", "%%"),
+        )
+    register(commands)
+    return top
+
+
+def _version() -> str:
+    try:
+        return version("cellstate")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    """`cellstate serve`: on a Ray of its own, on a given one, or in this process."""
+    try:
+        settings = read({f.name: getattr(args, f.name) for f in fields(Settings)})
+    except SettingError as error:
+        print(f"cellstate: {error}", file=sys.stderr)
+        return 2
+    settings = replace(settings, models=str(Path(settings.models).absolute()))
+    if args.local:
+        return _serve_local(settings)
+    if settings.address:
+        return _serve_on_cluster(settings)
+    # Neither torch nor Ray in this process: it must answer a signal at once, whatever they do below.
+    from service import supervisor
+
+    return supervisor.supervise(lambda directory: supervisor.launch(settings, directory))
+
+
+def _serve_local(settings: Settings) -> int:
+    from service import launch
+
+    try:
+        launch.check_port(settings)
+        served = launch.bundles(settings)
+    except launch.Refused as error:
+        print(f"cellstate: {error}", file=sys.stderr)
+        return 2
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_local(settings, served))
+    return 0
+
+
+async def _local(settings: Settings, served: dict[str, tuple[Path, Bundle]]) -> None:
+    from service import launch, listener
+    from service.wiring import build
+
+    loop = asyncio.get_running_loop()
+    began, stop = loop.time(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, _ask, stop)
+    application = build(settings, [path for path, _ in served.values()])
+    socket = listener.bind(settings.host, [settings.port])
+    await application.startup()
+    server = listener.Listener(application, socket, settings)
+    server.open()
+    print(launch.banner(settings, served, loop.time() - began), flush=True)
+    await stop.wait()
+    await application.shutdown()
+    await server.close()
+
+
+def _ask(stop: asyncio.Event) -> None:
+    if stop.is_set():
+        os._exit(130)  # asked twice: now
+    print("\nstopping: running requests may end (again to stop at once)", file=sys.stderr, flush=True)
+    stop.set()
+
+
+def _serve_on_cluster(settings: Settings) -> int:
+    from service import deployments, launch
+
+    try:
+        served = launch.bundles(settings)
+        deployments.connect(settings)
+        deployments.deploy(settings, {name: path for name, (path, _) in served.items()})
+    except (launch.Refused, ConnectionError, RuntimeError) as error:
+        print(f"cellstate: {error}", file=sys.stderr)
+        return 2
+    print(f"deployed to {settings.address}: {', '.join(served)}; Ray goes on running them")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

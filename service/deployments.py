@@ -1,0 +1,240 @@
+"""Ray Serve: one application for each model, one for the rest. Thin, and the only place that knows Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.schema import LoggingConfig
+
+from model.bundle import find, load
+from service import listener, metrics_merge, shortcut
+from service.api.cluster import Cluster, Replica
+from service.asgi import ASGI, Receive, Scope, Send
+from service.listener import Listener
+from service.settings import SettingError, Settings, direct_port_range, read
+from service.wiring import Application, build
+
+ROOT = "cellstate"
+HEARTBEAT_S = 2.0
+#: A replica that was silent for this long is gone.
+SILENCE_S = 7.0
+RAY_VERSION = ray.__version__
+
+
+class _Whole:
+    """Gives an ASGI callable the full path and no mount point, whichever way Ray came in by."""
+
+    def __init__(self, app: ASGI, prefix: str) -> None:
+        self._app = app
+        self._prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _answer_lifespan(receive, send)
+            return
+        if scope.get("root_path"):
+            scope["root_path"] = ""
+        if not scope["path"].startswith(self._prefix):
+            scope["path"] = self._prefix + scope["path"]
+        await self._app(scope, receive, send)
+
+
+async def _answer_lifespan(receive: Receive, send: Send) -> None:
+    # The replica's constructor starts the application: an error there reaches the user, one in the lifespan
+    # is reported as "see the replica's logs".
+    while True:
+        event = (await receive())["type"]
+        await send({"type": f"{event}.complete"})
+        if event == "lifespan.shutdown":
+            return
+
+
+@serve.ingress()
+class ModelReplica:
+    """One replica of one model: application, engine, and a port of its own."""
+
+    async def __init__(self, settings: Settings, bundle: Path, model: str) -> None:  # type: ignore[misc]
+        self._application: Application = build(settings, [bundle])
+        await self._application.startup()
+        socket = listener.bind(settings.host, direct_port_range(settings))
+        self._application.direct_url = listener.url(socket, _direct_host(settings))
+        self._listener = Listener(self._application, socket, settings)
+        self._listener.open()
+        self._prefix = f"/v1/models/{model}"
+        shortcut.serve(_Whole(self._application, self._prefix))
+        replica = serve.get_replica_context().replica_id.unique_id
+        entry = Replica(model=model, replica=replica, url=self._application.direct_url)
+        self._heartbeat = asyncio.get_running_loop().create_task(_announce(entry))
+
+    def __serve_build_asgi_app__(self) -> ASGI:
+        return _Whole(self._application, self._prefix)
+
+    async def check_health(self) -> None:
+        """Raises when the replica must be replaced. That the loop runs this at all is half of the answer."""
+        if self._heartbeat.done():
+            self._heartbeat.result()
+
+    async def __del__(self) -> None:
+        if not hasattr(self, "_heartbeat"):
+            return  # the constructor failed
+        self._heartbeat.cancel()
+        await self._application.shutdown()
+        await self._listener.close()
+
+
+def _direct_host(settings: Settings) -> str:
+    if settings.direct_host:
+        return settings.direct_host
+    if settings.host in ("0.0.0.0", "::"):  # noqa: S104 (compared, not bound)
+        return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    return settings.host
+
+
+async def _announce(entry: Replica) -> None:
+    """Tells the root application that this replica lives, for ever."""
+    root = None
+    while True:
+        # The root application comes later than the first replica, and may restart.
+        with contextlib.suppress(Exception):
+            root = root or serve.get_app_handle(ROOT)
+            await asyncio.wait_for(_register(root, entry), timeout=HEARTBEAT_S)
+        await asyncio.sleep(HEARTBEAT_S)
+
+
+async def _register(root: Any, entry: Replica) -> None:
+    await root.register.remote(entry)
+
+
+@serve.ingress()
+class Root:
+    """What belongs to no model: the list of models, the metrics of all replicas, health, the API's page."""
+
+    async def __init__(self, models: Sequence[str], timeout_s: float = 5.0) -> None:  # type: ignore[misc]
+        self._seen: dict[str, tuple[float, Replica]] = {}
+        self._cluster = Cluster(models, self._replicas, metrics_merge.merge, timeout_s=timeout_s)
+        shortcut.serve(_Whole(self._cluster, ""))
+
+    def __serve_build_asgi_app__(self) -> ASGI:
+        return _Whole(self._cluster, "")
+
+    async def register(self, entry: Replica) -> None:
+        """A replica lives; it calls again before SILENCE_S is over."""
+        self._seen[entry.replica] = (asyncio.get_running_loop().time(), entry)
+
+    async def _replicas(self) -> list[Replica]:
+        oldest = asyncio.get_running_loop().time() - SILENCE_S
+        self._seen = {name: (at, entry) for name, (at, entry) in self._seen.items() if at >= oldest}
+        return [entry for _, entry in self._seen.values()]
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_cluster"):
+            await self._cluster.close()
+
+
+def model_application(settings: Settings, model: str, bundle: Path) -> serve.Application:
+    """One model, to be run at /v1/models/<model>."""
+    gpus = settings.num_gpus if settings.device != "cpu" and _cluster_has_gpu() else 0
+    actor = {"num_cpus": 0, "num_gpus": gpus}
+    decorate = serve.deployment(num_replicas=settings.replicas, ray_actor_options=actor, **_options(settings))
+    return decorate(ModelReplica).bind(settings, bundle, model)
+
+
+def root_application(settings: Settings, models: Sequence[str]) -> serve.Application:
+    """The rest, to be run at /."""
+    decorate = serve.deployment(ray_actor_options={"num_cpus": 0}, **_options(settings))
+    return decorate(Root).bind(list(models))
+
+
+def _cluster_has_gpu() -> bool:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources.get("GPU", 0) > 0
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    return {
+        "max_ongoing_requests": 1_000_000,  # the engine's own limits answer with 429; Ray's would just wait
+        "health_check_period_s": 5.0,
+        "health_check_timeout_s": 30.0,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        # Serve's deregistration, its drain, then ours; the last seconds are for closing.
+        "graceful_shutdown_timeout_s": 2 * settings.drain_s + 10.0,
+        "max_constructor_retry_count": 3,
+        "logging_config": _logging(settings),
+    }
+
+
+def _logging(settings: Settings) -> LoggingConfig:
+    return LoggingConfig(enable_access_log=False, log_level=settings.log_level.upper())
+
+
+def model(args: dict[str, str]) -> serve.Application:
+    """For `serve deploy`: the application of one bundle. `args`: `model`, its name, and any settings."""
+    settings, found = _found(args)
+    name = args.get("model", "")
+    if name not in found:
+        raise SettingError(f"model: {name!r} is not among the bundles: {', '.join(found) or 'none'}")
+    return model_application(settings, name, found[name])
+
+
+def root(args: dict[str, str]) -> serve.Application:
+    """For `serve deploy`: the root application. `args`: any settings; `models` names the bundles' place."""
+    settings, found = _found(args)
+    return root_application(settings, list(found))
+
+
+def _found(args: dict[str, str]) -> tuple[Settings, dict[str, Path]]:
+    settings = read({name: str(value) for name, value in args.items() if name != "model"})
+    return settings, {load(path).name: path for path in find(Path(settings.models))}
+
+
+def start(settings: Settings, directory: Path) -> None:
+    """Starts Ray on this machine, for loopback alone, with its files below `directory`."""
+    ray.init(
+        address="local",
+        _node_ip_address="127.0.0.1",
+        _temp_dir=str(directory / "ray"),
+        include_dashboard=False,
+        num_cpus=0,  # every actor here takes none; Ray would start idle workers for each CPU
+        object_store_memory=80 * 1024 * 1024,  # nothing is put there
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+
+
+def connect(settings: Settings) -> None:
+    """Joins the Ray cluster at `settings.address`."""
+    ray.init(address=settings.address, logging_level=logging.ERROR, log_to_driver=False)
+
+
+def deploy(settings: Settings, bundles: Mapping[str, Path]) -> None:
+    """Runs every application and waits until they serve. Raises RuntimeError with the reason if one can't."""
+    serve.start(
+        proxy_location="EveryNode",
+        http_options={"host": settings.host, "port": settings.port},
+        logging_config=_logging(settings),
+    )
+    targets = [
+        serve.RunTarget(
+            target=model_application(settings, name, path),
+            name=f"model-{name}",
+            route_prefix=f"/v1/models/{name}",
+        )
+        for name, path in bundles.items()
+    ]
+    targets.append(
+        serve.RunTarget(target=root_application(settings, list(bundles)), name=ROOT, route_prefix="/")
+    )
+    serve.run_many(targets)
+
+
+def stop() -> None:
+    """Drains and ends what `start` and `deploy` started."""
+    serve.shutdown()  # type: ignore[no-untyped-call]
+    ray.shutdown()

