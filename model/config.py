@@ -14,6 +14,9 @@ Task = Literal["series", "text"]
 #: inf - inf = NaN; a million standard deviations is no observation of anything.
 MAX_NORMALISED = 1e6
 
+#: Largest size of anything: a manifest's typing error must not exhaust the memory before it is noticed.
+LARGEST = 100_000
+
 
 @dataclass(frozen=True, slots=True)
 class Signal:
@@ -50,8 +53,10 @@ class Architecture:
     def __post_init__(self) -> None:
         for name in ("input_size", "hidden_size", "num_layers", "output_size", "leads"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"architecture.{name} must be a whole number of at least 1, not {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST:
+                raise ValueError(
+                    f"architecture.{name} must be a whole number from 1 to {LARGEST}, not {value!r}"
+                )
         if not isinstance(self.residual, bool):
             raise ValueError(f"architecture.residual must be true or false, not {self.residual!r}")
         if self.task not in ("series", "text"):

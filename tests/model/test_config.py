@@ -1,0 +1,61 @@
+"""Sizes, names and normalisation are checked where they are made."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from model.config import Architecture, ModelSpec, Signal
+from model.network import Network, Scaler
+from tests.model.making import make_spec
+
+
+@pytest.mark.parametrize("task", ["series", "text"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_shapes_are_those_of_the_networks_weights(task: str, layers: int) -> None:
+    spec = make_spec(task, layers=layers)
+    weights = Network(spec).state_dict()
+    assert {name: tuple(t.shape) for name, t in weights.items()} == spec.architecture.shapes()
+    assert spec.architecture.parameters == sum(t.numel() for t in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"leads": 2}, "one lead and no residual"), ({"residual": True}, "one lead and no residual")],
+)
+def test_a_text_model_predicts_the_next_character_only(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Architecture("text", 2, 3, 1, 4, **options)  # type: ignore[arg-type]
+
+
+def test_names_and_sizes_must_agree() -> None:
+    a, b = Signal("a"), Signal("b")
+    with pytest.raises(ValueError, match="1 inputs are named, the architecture has 2"):
+        ModelSpec(Architecture("series", 2, 3, 1, 1), (a,), (a,))
+    with pytest.raises(ValueError, match="outputs name a signal twice"):
+        ModelSpec(Architecture("series", 2, 3, 1, 2), (a, b), (a, a))
+    with pytest.raises(ValueError, match="needs every output among the inputs"):
+        ModelSpec(Architecture("series", 1, 3, 1, 1, residual=True), (a,), (b,))
+
+
+def test_the_loop_closes_if_the_outputs_are_all_the_inputs() -> None:
+    a, b = Signal("a"), Signal("b")
+    both = ModelSpec(Architecture("series", 2, 3, 1, 2), (a, b), (b, a))
+    assert both.output_columns == (1, 0)
+    assert both.closes_loop
+    one = ModelSpec(Architecture("series", 2, 3, 1, 1), (a, b), (b,))
+    assert one.output_columns == (1,)
+    assert not one.closes_loop
+    foreign = ModelSpec(Architecture("series", 1, 3, 1, 1), (a,), (b,))
+    assert foreign.output_columns is None
+    assert not foreign.closes_loop
+    assert make_spec("text").closes_loop
+
+
+def test_scaling_there_and_back_is_exact_to_float64() -> None:
+    spec = make_spec(inputs=3)
+    scaler = Scaler(spec)
+    values = np.random.default_rng(0).normal(1e6, 1.0, (5, 3))
+    normalised = scaler.normalise(values)
+    np.testing.assert_allclose(normalised[:, 1], (values[:, 1] - 10.0) / 2.0)
+    np.testing.assert_allclose(scaler.denormalise(normalised), values, rtol=1e-15)
