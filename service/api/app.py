@@ -11,7 +11,7 @@ import time
 
 from service.api.messages import ClientGone, Request, Response
 from service.api.problems import TABLE
-from service.api.routes import ROUTES, STREAM, Site, match
+from service.api.routes import ROUTES, STREAM, Handler, Site, match
 from service.api.websocket import Streams
 from service.asgi import Receive, Scope, Send
 from service.errors import CellstateError, EngineFailure, MethodNotAllowed, NotFound
@@ -34,15 +34,7 @@ class Api:
         try:
             try:
                 template, model, session_id = match(scope["path"])
-                handlers = ROUTES.get(template)
-                if handlers is None:
-                    raise MethodNotAllowed("this path is a WebSocket", allow="")
-                handler = handlers.get(scope["method"])
-                if handler is None:
-                    allow = ", ".join(handlers)
-                    raise MethodNotAllowed(
-                        f"{scope['method']} is not for this path; it takes {allow}", allow=allow
-                    )
+                handler = _handler(template, scope["method"])
                 response = await handler(self.site, Request(scope, receive, self._limit, model, session_id))
             except CellstateError as error:
                 response = Response.of(error, TABLE[type(error)].status)
@@ -57,7 +49,7 @@ class Api:
         # A model name that is not one of ours is a client's invention: as a label it would be unbounded
         known = model if model in self.site.endpoints else ""
         self.counters.observe(known, template or "none", response.status, time.perf_counter() - started)
-        await response.send(send)
+        await response.send(send, head=scope["method"] == "HEAD")
 
     async def websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -69,3 +61,16 @@ class Api:
             await send({"type": "websocket.close", "code": 4404})
             return
         await self.streams.serve(self.site, model, session_id, receive, send)
+
+
+def _handler(template: str, method: str) -> Handler:
+    """What answers; HEAD is a GET without its body. Raises MethodNotAllowed."""
+    handlers = ROUTES.get(template)
+    if handlers is None:
+        raise MethodNotAllowed("this path is a WebSocket; open it with an upgrade", allow="")
+    handler = handlers.get("GET" if method == "HEAD" else method)
+    if handler is None:
+        names = [*handlers, "HEAD"] if "GET" in handlers else list(handlers)
+        allow = ", ".join(names)
+        raise MethodNotAllowed(f"{method[:40]} is not for this path; it takes {allow}", allow=allow)
+    return handler

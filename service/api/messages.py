@@ -38,12 +38,13 @@ class Response:
             headers.append((b"allow", str(error.facts["allow"]).encode()))
         return cls(status, problem_json(error), PROBLEM_TYPE, tuple(headers))
 
-    async def send(self, send: Send) -> None:
+    async def send(self, send: Send, *, head: bool = False) -> None:
+        """To the server; for a HEAD request without the body."""
         headers = [(b"content-length", b"%d" % len(self.body)), *self.headers]
         if self.body or self.status not in (204, 304):
             headers.append((b"content-type", self.content_type.encode()))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self.body})
+        await send({"type": "http.response.body", "body": b"" if head else self.body})
 
 
 class Request:
@@ -65,7 +66,8 @@ class Request:
     async def body(self) -> bytes:
         """The whole body. Raises TooLarge as soon as it is known to be, ClientGone if it breaks off."""
         length = self.header(b"content-length")
-        if length is not None and length.isdigit() and int(length) > self._limit:
+        # Length first: int() refuses thousands of digits
+        if length is not None and length.isdigit() and (len(length) > 18 or int(length) > self._limit):
             raise self._too_large()
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body"):
@@ -87,6 +89,18 @@ class Request:
 
     async def json(self, schema: type[B], *, optional: bool = False) -> B:
         """The body, checked. `optional`: an empty body is as good as {}."""
+        body = await self.json_bytes()
+        if optional and not body:
+            body = b"{}"
+        return parse(schema, body)
+
+    async def json_bytes(self) -> bytes:
+        """The body, which says it is JSON or says nothing. Raises UnsupportedMediaType, TooLarge."""
+        coding = self.header(b"content-encoding")
+        if coding is not None and coding.strip().lower() not in (b"identity", b""):
+            raise UnsupportedMediaType(
+                f"the body must not be compressed, here: {coding.decode('latin-1')[:80]}"
+            )
         kind = self.header(b"content-type")
         if kind is not None:
             media = kind.partition(b";")[0].strip().lower()
@@ -94,10 +108,7 @@ class Request:
                 raise UnsupportedMediaType(
                     f"the body must be application/json, not {media.decode('latin-1')[:80] or 'nothing'}"
                 )
-        body = await self.body()
-        if optional and not body:
-            body = b"{}"
-        return parse(schema, body)
+        return await self.body()
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is larger than {self._limit} bytes", limit=self._limit)

@@ -29,6 +29,7 @@ from service.errors import (
 )
 
 PROBLEM_TYPE = "application/problem+json"
+MAX_PLACE = 200  # characters of a place that are repeated: an unknown field's name is the client's
 
 
 @dataclass(slots=True, frozen=True)
@@ -85,7 +86,7 @@ def from_validation(error: ValidationError) -> BadRequest:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return BadRequest(f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
-    field = path(first["loc"])
+    field = path(first["loc"])[:MAX_PLACE]
     more = error.error_count() - 1
     also = f" (and {more} more)" if more else ""
     return InvalidValue(f"{field or 'the body'}: {first['msg']}{also}", field=field)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from service.api.schemas import (
     PredictBody,
     StepBody,
 )
-from service.errors import CellstateError, NotFound
+from service.errors import CellstateError, InvalidValue, NotFound, Unavailable
 from service.sessions.replies import Reply
 from service.sessions.snapshot import Snapshot
 
@@ -107,12 +107,12 @@ async def fork_session(site: Site, request: Request) -> Response:
 async def bulk_step(site: Site, request: Request) -> Response:
     """Each request has its own result or error; one that fails spoils no other."""
     endpoint = site.endpoint(request.model)
-    loose = await request.json(LooseBulkBody)
+    raw = await request.json_bytes()
     futures: list[asyncio.Future[Reply] | CellstateError] = []
     try:
-        items: list[Any] = list(BulkBody.model_validate(loose.model_dump()).requests)
+        items: Sequence[Any] = BulkBody.model_validate_json(raw).requests
     except ValidationError:
-        items = loose.requests  # one by one, so that the good ones are found
+        items = parse(LooseBulkBody, raw).requests  # one by one, so that the good ones are found
     for item in items:
         try:
             body = item if isinstance(item, BulkItem) else _bulk_item(item)
@@ -131,6 +131,8 @@ async def bulk_step(site: Site, request: Request) -> Response:
 
 
 def _bulk_item(item: Any) -> BulkItem:
+    if not isinstance(item, dict):
+        raise InvalidValue("a request must be an object", field="")
     try:
         return BulkItem.model_validate(item)
     except ValidationError as error:
@@ -146,12 +148,13 @@ async def model_list(site: Site, request: Request) -> Response:
 
 
 async def healthz(site: Site, request: Request) -> Response:
-    return _json(200, {"status": "alive"})
+    return _json(200, {"status": "ok"})
 
 
 async def readyz(site: Site, request: Request) -> Response:
-    ready = site.ready()
-    return _json(200 if ready else 503, {"status": "ready" if ready else "not ready"})
+    if not site.ready():
+        raise Unavailable("this process is starting or stopping", retry_after_s=1)
+    return _json(200, {"status": "ok"})
 
 
 async def metrics(site: Site, request: Request) -> Response:

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$"
 SessionId = Annotated[str, Field(pattern=SESSION_ID_PATTERN)]
 StepNumber = Annotated[int, Field(ge=0, lt=2**53)]  # JSON numbers are exact up to 2**53 everywhere
-Rows = list[list[FiniteFloat]]
+# The first bad number ends it: a list of a million errors would hold up everybody for seconds
+Row = Annotated[list[FiniteFloat], Field(fail_fast=True)]
+Rows = Annotated[list[Row], Field(fail_fast=True)]
 
 
 class Body(BaseModel):
@@ -30,8 +32,35 @@ class Generate(Body):
     seed: int | None = Field(None, ge=0, lt=2**63, description="the same seed gives the same text")
 
 
+#: What pydantic's schema can't say: exactly one of inputs and text, and what goes with which
+ONE_OF: dict[str, Any] = {
+    "oneOf": [
+        {
+            "title": "for a series model",
+            "required": ["inputs"],
+            "properties": {
+                "inputs": {"type": "array", "minItems": 1, "items": {"type": "array", "minItems": 1}},
+                "text": {"type": "null"},
+                "generate": {"type": "null"},
+            },
+        },
+        {
+            "title": "for a text model",
+            "required": ["text"],
+            "properties": {
+                "text": {"type": "string", "minLength": 1},
+                "inputs": {"type": "null"},
+                "horizon": {"type": "null"},
+            },
+        },
+    ]
+}
+
+
 class Sequence(Body):
-    """Steps, and what to say about them."""
+    """Steps, and what to say about them. Exactly one of inputs and text."""
+
+    model_config = ConfigDict(json_schema_extra=ONE_OF)
 
     inputs: Rows | None = Field(None, description="T×I: a row of numbers for each step, in the model's units")
     text: str | None = Field(None, description="in place of inputs, for models with a vocabulary")
@@ -62,7 +91,7 @@ class BulkItem(StepBody):
 class BulkBody(Body):
     """POST /steps: many sessions at once."""
 
-    requests: list[BulkItem] = Field(min_length=1, max_length=10_000)
+    requests: Annotated[list[BulkItem], Field(fail_fast=True)] = Field(min_length=1, max_length=10_000)
 
 
 class LooseBulkBody(Body):
@@ -142,7 +171,11 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    code: str
+    code: str = Field(description="for programs; one of the codes below /docs")
+    field: str | None = Field(None, description="the place that is wrong, such as inputs[0][3]")
+    expected_step: int | None = Field(None, description="the session's next step")
+    retry_after_s: int | None = Field(None, description="seconds to wait before the next try")
+    limit: int | None = Field(None, description="what the request may have at most, in bytes or steps")
 
 
 class ItemError(BaseModel):
@@ -202,3 +235,17 @@ class ModelList(BaseModel):
     """All models."""
 
     models: list[ModelFacts]
+
+
+class Health(BaseModel):
+    """The answer to a probe."""
+
+    status: Literal["ok"]
+
+
+class Document(BaseModel):
+    """An OpenAPI document."""
+
+    model_config = ConfigDict(extra="allow")
+
+    openapi: str

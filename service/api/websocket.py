@@ -7,6 +7,7 @@ waits in its socket, which is all the back-pressure that is needed.
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from service.api.endpoint import ModelEndpoint, check_session_id
 from service.api.messages import parse
@@ -15,7 +16,9 @@ from service.api.render import dumps
 from service.api.routes import Site
 from service.api.schemas import StepBody
 from service.asgi import Receive, Send
-from service.errors import BadRequest, CellstateError, Unavailable
+from service.errors import BadRequest, CellstateError, EngineFailure, Unavailable
+
+log = logging.getLogger("cellstate.api")
 
 
 class Streams:
@@ -31,6 +34,12 @@ class Streams:
 
     async def serve(self, site: Site, model: str, session_id: str, receive: Receive, send: Send) -> None:
         """Serves one stream until its client leaves, its session is gone, or the service stops."""
+        try:
+            await self._serve(site, model, session_id, receive, send)
+        except OSError:  # of the socket: the client left before its reply; a retry of the step gets it
+            log.debug("a stream's client left", exc_info=True)
+
+    async def _serve(self, site: Site, model: str, session_id: str, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
         await send({"type": "websocket.accept"})
         try:
@@ -49,6 +58,12 @@ class Streams:
                 raise
             await _tell(send, Unavailable("the service is stopping; come back", retry_after_s=1))
             await send({"type": "websocket.close", "code": 1012})
+        except OSError:
+            raise
+        except Exception:
+            log.exception("a stream failed")
+            await _tell(send, EngineFailure("the service met an error of its own", retry_after_s=1))
+            await send({"type": "websocket.close", "code": 1011})
         finally:
             task.cancel()
             self._tasks.discard(task)

@@ -56,8 +56,8 @@ class Snapshot:
                 f"the snapshot is of the model with digest {found[1][:16]}…, this one's is {digest[:16]}…",
                 field="model_digest",
             )
-        if not 0 <= next_step < 2**63:
-            raise InvalidValue(f"next_step is {next_step}, must be from 0 to 2**63-1", field="next_step")
+        if not 0 <= next_step < 2**53:  # a step number must be exact in every client's JSON
+            raise InvalidValue(f"next_step is {next_step}, must be from 0 to 2**53-1", field="next_step")
         if set(tensors) != {"h", "c"}:
             raise InvalidValue(f"the snapshot holds {sorted(tensors)}, must hold h and c", field="tensors")
         for name, tensor in tensors.items():
@@ -68,5 +68,8 @@ class Snapshot:
                 )
             if not np.isfinite(tensor).all():
                 raise InvalidValue(f"{name} holds a number that is not finite", field=name)
+        # No step gives an h beyond 1; a huge one would make the next step's gates inf - inf = NaN
+        if np.abs(tensors["h"]).max() > 1:
+            raise InvalidValue("h holds a number beyond -1 to 1, which no LSTM gives", field="h")
         state = np.stack((tensors["h"], tensors["c"]))
         return cls(state, next_step, found[2], found[3], digest)
