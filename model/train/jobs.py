@@ -64,6 +64,8 @@ class SeriesColumns:
 
 def train_series(path: Path, columns: SeriesColumns, job: Job) -> Bundle:
     """Trains on a CSV file and saves the bundle. Raises DataError, TrainingError."""
+    if columns.season < 0:
+        raise TrainingError(f"season must be at least 0, not {columns.season}")
     both = list(dict.fromkeys([*columns.inputs, *columns.outputs])) if columns.inputs else None
     series = read_series(path, both, columns.time, columns.allow_gaps)
     inputs = list(columns.inputs) or list(series.names)
@@ -89,8 +91,11 @@ def train_text(path: Path, embedding_size: int, job: Job) -> Bundle:
     vocabulary = text.vocabulary()
     parts = split(len(text.characters), job.parts)
     size = len(vocabulary)
-    architecture = Architecture("text", embedding_size, job.hidden_size, job.num_layers, size)
-    spec = ModelSpec(architecture, vocabulary=vocabulary)
+    try:
+        architecture = Architecture("text", embedding_size, job.hidden_size, job.num_layers, size)
+        spec = ModelSpec(architecture, vocabulary=vocabulary)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
     device = pick_device(job.device)
     tokens = torch.from_numpy(text.tokens(vocabulary)).to(device)
     data = TextData(tokens, parts.train, parts.validation, job.options)
