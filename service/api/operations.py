@@ -71,8 +71,8 @@ TAGS: dict[str, str] = {
     "Stream": (
         f"A WebSocket at `{STREAM}`. Each text frame is a body of `POST {SESSION}/steps`, each answer its"
         ' reply, in order. An error comes as `{"error": problem}` and the socket stays open, unless the'
-        " session or the model is gone. Close codes: 4404 no such model, or an id that can't be one; 4410 the session"
-        " is gone; 1009 a message larger than a body may be; 1012 the service is stopping, come back;"
+        " session or the model is gone. Close codes: 4404 no such model, or an id that can't be one; 4410 the"
+        " session is gone; 1009 a message larger than a body may be; 1012 the service is stopping, come back;"
         " 1011 the service failed."
     ),
     "Models": "What is served, and predictions without a session.",
