@@ -15,11 +15,16 @@ not of weight matrices: with f near 1 it neither vanishes nor explodes. Hence th
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
 
 State = tuple[Tensor, Tensor]
+
+# On CUDA torch says so at each call of its kernels with weights that are separate tensors, as ours are: they
+# are copied together first, a few MB for a whole window of a sequence.
+warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
 
 
 def cell(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from model import bundle
 from model.config import Architecture
 from model.convert import from_torch
 from model.errors import ConversionError
@@ -54,6 +57,15 @@ def test_a_text_model_brings_its_embedding() -> None:
     foreign = nn.ModuleDict({"lstm": nn.LSTM(3, 8), "head": nn.Linear(8, 4), "embedding": nn.Embedding(4, 3)})
     weights = from_torch(foreign.state_dict(), Architecture("text", 3, 8, 1, 4))
     torch.testing.assert_close(weights["embedding.weight"], foreign.state_dict()["embedding.weight"])
+
+
+def test_the_example_in_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    net = nn.ModuleDict({"rnn": nn.LSTM(2, 64, 2), "out": nn.Linear(64, 1)})
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "docs/training.md", "exec"), {"net": net})
+    assert [s.name for s in bundle.load(tmp_path / "bundles" / "plant").spec.inputs] == ["flow", "heat"]
 
 
 def test_the_weights_are_copies() -> None:
