@@ -7,19 +7,20 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
-from model.bundle import find, load
 from service import listener, metrics_merge, shortcut
 from service.api.cluster import Cluster, Replica
 from service.asgi import ASGI, Receive, Scope, Send
 from service.listener import Listener
 from service.settings import SettingError, Settings, direct_port_range, read
-from service.wiring import Application, build
+
+if TYPE_CHECKING:
+    from service.wiring import Application
 
 ROOT = "cellstate"
 HEARTBEAT_S = 2.0
@@ -61,6 +62,8 @@ class ModelReplica:
     """One replica of one model: application, engine, and a port of its own."""
 
     async def __init__(self, settings: Settings, bundle: Path, model: str) -> None:  # type: ignore[misc]
+        from service.wiring import build  # torch: a second and 200 MB that the root's process can do without
+
         self._application: Application = build(settings, [bundle])
         await self._application.startup()
         socket = listener.bind(settings.host, direct_port_range(settings))
@@ -190,11 +193,17 @@ def root(args: dict[str, str]) -> serve.Application:
 
 
 def _found(args: dict[str, str]) -> tuple[Settings, dict[str, Path]]:
+    from model.bundle import find, load
+
     settings = read({name: str(value) for name, value in args.items() if name != "model"})
     return settings, {load(path).name: path for path in find(Path(settings.models))}
 
 
-def start(settings: Settings, directory: Path) -> None:
+# Of its own progress Serve tells at length, whatever level it was given.
+logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
+
+def start(directory: Path) -> None:
     """Starts Ray on this machine, for loopback alone, with its files below `directory`."""
     ray.init(
         address="local",

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -104,10 +106,11 @@ def main(arguments: list[str]) -> int:
     began = time.monotonic()
     processes.adopt_orphans()
     processes.end_with_parent(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, _end_at_once)
+    settings, directory, parent = Settings(**json.loads(arguments[0])), Path(arguments[1]), int(arguments[2])
+    end_at_once = partial(_end_at_once, directory, parent)
+    signal.signal(signal.SIGTERM, end_at_once)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, supervisor.WATCHED)
-    settings, directory = Settings(**json.loads(arguments[0])), Path(arguments[1])
-    if os.getppid() != int(arguments[2]):
+    if os.getppid() != parent:
         return 1  # the supervisor died before its death could reach us
     try:
         check_port(settings)
@@ -118,9 +121,9 @@ def main(arguments: list[str]) -> int:
 
         print(f"starting Ray {deployments.RAY_VERSION} and {len(served)} model(s): {', '.join(served)}")
         sys.stdout.flush()
-        deployments.start(settings, directory)
+        deployments.start(directory)
         # Ray installs a handler of its own meanwhile.
-        signal.signal(signal.SIGTERM, _end_at_once)
+        signal.signal(signal.SIGTERM, end_at_once)
         deployments.deploy(settings, {name: path for name, (path, _) in served.items()})
     except Refused as error:
         print(f"cellstate: {error}", file=sys.stderr)
@@ -134,8 +137,10 @@ def main(arguments: list[str]) -> int:
     stop.wait()
     # While it stops, Ray reports its own actors' deaths as errors.
     with (directory / "stop.log").open("w") as log:
-        os.dup2(log.fileno(), sys.stderr.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
     deployments.stop()
+    _leave(directory, parent)
     return 0
 
 
@@ -148,10 +153,17 @@ def reason(error: Exception) -> str:
     return (causes or lines or [type(error).__name__])[-1].strip()
 
 
-def _end_at_once(number: int, frame: FrameType | None) -> None:
+def _end_at_once(directory: Path, parent: int, number: int, frame: FrameType | None) -> None:
     # Nothing is served yet, and no state of Ray's start-up is one to go on from.
-    processes.end_descendants()
+    _leave(directory, parent)
     os._exit(0)
+
+
+def _leave(directory: Path, parent: int) -> None:
+    # What the supervisor does, in case it was killed.
+    processes.end_descendants()
+    if os.getppid() != parent:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,9 @@ def supervise(command: Callable[[Path], Sequence[str]]) -> int:
     0 after a stop that was asked for. The scratch directory is kept when the command fails: it has the logs.
     """
     processes.adopt_orphans()
-    # Blocked from before the start, so that none is lost; the command unblocks its own.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    # Blocked from before the start to the very end, so that none is lost and none interrupts the clean-up;
+    # the command unblocks its own.
+    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     directory = scratch_directory()
     child = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
         list(command(directory)), stdin=subprocess.DEVNULL, start_new_session=True
@@ -61,16 +62,15 @@ def supervise(command: Callable[[Path], Sequence[str]]) -> int:
         asked += 1
         if asked > 1:
             break
-        print("\nstopping: running requests may end (again to stop at once)", file=sys.stderr, flush=True)
         with contextlib.suppress(ProcessLookupError):
             child.send_signal(signal.SIGTERM)
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal is gone
+            print("\nstopping: running requests may end (again to stop at once)", file=sys.stderr, flush=True)
     processes.end_descendants()
     if asked or code in (0, 2):
         shutil.rmtree(directory, ignore_errors=True)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return 2 if code == 2 and not asked else 0
     print(f"cellstate: the service ended by itself (code {code}); logs: {directory}", file=sys.stderr)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return 1
 
 
