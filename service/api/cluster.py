@@ -19,7 +19,11 @@ from service.asgi import Receive, Scope, Send
 from service.errors import CellstateError, MethodNotAllowed, NotFound, Unavailable
 
 JSON = "application/json"
+HTML = "text/html; charset=utf-8"
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
+
+
+Facts = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +52,26 @@ def refusal(error: CellstateError, headers: Mapping[str, str] | None = None) -> 
 
 
 class Cluster:
-    """ASGI callable. `replicas` lists those that live; `merge` makes one exposition of many, by replica."""
+    """ASGI callable.
+
+    `replicas` lists those that live. `merge` makes one exposition of many, by replica. `describe` makes of
+    the models' facts the OpenAPI document and the page that shows it; it may take its time, in a thread.
+    """
 
     def __init__(
         self,
         models: Sequence[str],
         replicas: Callable[[], Awaitable[Sequence[Replica]]],
         merge: Callable[[Mapping[str, str]], bytes],
+        describe: Callable[[list[Facts]], tuple[bytes, bytes]],
         client: httpx.AsyncClient | None = None,
         timeout_s: float = 5.0,
     ) -> None:
         self._models = tuple(models)
         self._replicas = replicas
         self._merge = merge
+        self._describe = describe
+        self._described: tuple[list[object], tuple[bytes, bytes]] | None = None
         # The environment's proxies are for the world outside, never for the replicas.
         self._client = client or httpx.AsyncClient(timeout=timeout_s, trust_env=False)
         self._timeout_s = timeout_s
@@ -69,8 +80,8 @@ class Cluster:
             "/metrics": self._metrics,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
-            "/openapi.json": lambda: self._passed_on("/openapi.json"),
-            "/docs": lambda: self._passed_on("/docs"),
+            "/openapi.json": self._openapi,
+            "/docs": self._docs,
         }
 
     async def close(self) -> None:
@@ -97,7 +108,10 @@ class Cluster:
             return self._unknown(path)
         if method not in ("GET", "HEAD"):
             return refusal(MethodNotAllowed(f"{path} takes GET, not {method}"), {"allow": "GET, HEAD"})
-        return await route()
+        try:
+            return await route()
+        except CellstateError as error:
+            return refusal(error)
 
     def _unknown(self, path: str) -> Reply:
         if path.startswith("/v1/models/"):
@@ -107,8 +121,12 @@ class Cluster:
         return refusal(NotFound(f"no such path: {path}"))
 
     async def _list_models(self) -> Reply:
+        return Reply(200, JSON, json.dumps({"models": await self._facts()}).encode())
+
+    async def _facts(self) -> list[Facts]:
+        """Every model's facts, by name. Raises Unavailable when a model has no replica that answers."""
         answers = await self._ask_all("/v1/models")
-        entries: dict[str, dict[str, Any]] = {}
+        entries: dict[str, Facts] = {}
         for answer in answers.values():
             for entry in answer.json()["models"]:
                 known = entries.setdefault(entry["name"], entry)
@@ -116,9 +134,21 @@ class Cluster:
                     known["sessions"] = _sum(known.get("sessions", 0), entry["sessions"])
         missing = [name for name in self._models if name not in entries]
         if missing:
-            return refusal(Unavailable(f"no replica of {', '.join(missing)} answers", retry_after_s=1))
-        body = json.dumps({"models": [entries[name] for name in sorted(entries)]})
-        return Reply(200, JSON, body.encode())
+            raise Unavailable(f"no replica of {', '.join(missing)} answers", retry_after_s=1)
+        return [entries[name] for name in sorted(entries)]
+
+    async def _openapi(self) -> Reply:
+        return Reply(200, JSON, (await self._description())[0])
+
+    async def _docs(self) -> Reply:
+        return Reply(200, HTML, (await self._description())[1])
+
+    async def _description(self) -> tuple[bytes, bytes]:
+        models = await self._facts()
+        identity: list[object] = [(m["name"], m.get("version"), m.get("digest")) for m in models]
+        if self._described is None or self._described[0] != identity:
+            self._described = identity, await asyncio.to_thread(self._describe, models)
+        return self._described[1]
 
     async def _metrics(self) -> Reply:
         answers = await self._ask_all("/metrics")
@@ -134,13 +164,8 @@ class Cluster:
         ready = {living.get(name) for name in answers}
         missing = [name for name in self._models if name not in ready]
         if missing:
-            return refusal(Unavailable(f"no replica of {', '.join(missing)} is ready", retry_after_s=1))
+            raise Unavailable(f"no replica of {', '.join(missing)} is ready", retry_after_s=1)
         return Reply(200, JSON, b'{"status":"ok"}')
-
-    async def _passed_on(self, path: str) -> Reply:
-        for answer in (await self._ask_all(path)).values():
-            return Reply(200, answer.headers.get("content-type", JSON), answer.content)
-        return refusal(Unavailable("no replica answers", retry_after_s=1))
 
     async def _ask_all(self, path: str) -> dict[str, httpx.Response]:
         """The replies of status 200, by replica."""

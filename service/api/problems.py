@@ -89,7 +89,9 @@ def from_validation(error: ValidationError) -> BadRequest:
     field = path(first["loc"])[:MAX_PLACE]
     more = error.error_count() - 1
     also = f" (and {more} more)" if more else ""
-    return InvalidValue(f"{field or 'the body'}: {first['msg']}{also}", field=field)
+    if not field:
+        return InvalidValue("the body must be an object", field=field)
+    return InvalidValue(f"{field}: {first['msg']}{also}", field=field)
 
 
 def path(loc: tuple[int | str, ...]) -> str:

@@ -195,14 +195,14 @@ class SessionFacts(BaseModel):
 
     session_id: str
     model: str
-    version: str
-    next_step: int
+    version: str = Field(description="of the model")
+    next_step: int = Field(description="number of the step that comes next")
     direct_url: str = Field(description="address of the replica that holds it; empty if there is none")
-    ttl_s: float
-    expires_in_s: float
-    durability: str
+    ttl_s: float = Field(description="idle seconds after which it ends")
+    expires_in_s: float = Field(description="seconds until then, if nothing comes")
+    durability: str = Field(description="what it survives: none, journal (kill -9), fsync (power loss)")
     opened_at: str = Field(description="RFC 3339")
-    place: Literal["fresh", "device", "host"]
+    place: Literal["fresh", "device", "host"] = Field(description="where its state is")
 
 
 class SignalFacts(BaseModel):

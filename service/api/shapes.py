@@ -23,7 +23,8 @@ def _rows(api: Object, ref: str, prefix: str) -> Iterator[tuple[Html, Html, Html
     found = api["components"]["schemas"][ref.rsplit("/", 1)[1]]
     required = found.get("required", [])
     for name, field in found.get("properties", {}).items():
-        needed = "required. " if name in required and not prefix else ""
+        # Only of a request: that a reply always has a field needs no word
+        needed = "required. " if name in required and "additionalProperties" in found else ""
         what = join((needed, prose(field.get("description", ""))))
         yield code(prefix + name), kind(field), what
         for held, mark in _held(field):

@@ -58,7 +58,9 @@ class Generation:
     def _draw(self, log_probabilities: NDArray[np.float64]) -> int:
         if self.temperature == 0:
             return int(log_probabilities.argmax())
-        logits = log_probabilities / self.temperature
+        # The largest is 0 at any temperature; beside it a tiny one makes -inf of the rest, which is right
+        with np.errstate(over="ignore"):
+            logits = (log_probabilities - log_probabilities.max()) / self.temperature
         if 0 < self.top_k < len(logits):
             logits[logits < np.partition(logits, -self.top_k)[-self.top_k]] = -np.inf
         # Gumbel's trick: the largest of logits plus noise is a draw from their softmax
