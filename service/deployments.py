@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from ray import serve
 from ray.serve.schema import LoggingConfig
 
 from service import listener, metrics_merge, shortcut
-from service.api.cluster import Cluster, Replica
+from service.api.cluster import Cluster, Facts, Replica
 from service.asgi import ASGI, Receive, Scope, Send
 from service.listener import Listener
 from service.settings import SettingError, Settings, direct_port_range, read
@@ -27,6 +28,10 @@ HEARTBEAT_S = 2.0
 #: A replica that was silent for this long is gone.
 SILENCE_S = 7.0
 RAY_VERSION = ray.__version__
+
+
+class NotDeployed(RuntimeError):
+    """An application can't start; the message is what Serve and its replicas say."""
 
 
 class _Whole:
@@ -111,6 +116,15 @@ async def _announce(entry: Replica) -> None:
         await asyncio.sleep(HEARTBEAT_S)
 
 
+def _describe(models: list[Facts]) -> tuple[bytes, bytes]:
+    """The OpenAPI document and its page, for models given by their facts."""
+    from service.api.openapi import document  # torch again, and seldom asked for
+    from service.api.pages import page
+
+    api = document(models)
+    return json.dumps(api).encode(), page(api, models).encode()
+
+
 async def _register(root: Any, entry: Replica) -> None:
     await root.register.remote(entry)
 
@@ -121,7 +135,7 @@ class Root:
 
     async def __init__(self, models: Sequence[str], timeout_s: float = 5.0) -> None:  # type: ignore[misc]
         self._seen: dict[str, tuple[float, Replica]] = {}
-        self._cluster = Cluster(models, self._replicas, metrics_merge.merge, timeout_s=timeout_s)
+        self._cluster = Cluster(models, self._replicas, metrics_merge.merge, _describe, timeout_s=timeout_s)
         shortcut.serve(_Whole(self._cluster, ""))
 
     def __serve_build_asgi_app__(self) -> ASGI:
@@ -168,7 +182,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "graceful_shutdown_wait_loop_s": 0.1,
         # Serve's deregistration, its drain, then ours; the last seconds are for closing.
         "graceful_shutdown_timeout_s": 2 * settings.drain_s + 10.0,
-        "max_constructor_retry_count": 3,
+        "max_constructor_retry_count": 2,
         "logging_config": _logging(settings),
     }
 
@@ -223,7 +237,7 @@ def connect(settings: Settings) -> None:
 
 
 def deploy(settings: Settings, bundles: Mapping[str, Path]) -> None:
-    """Runs every application and waits until they serve. Raises RuntimeError with the reason if one can't."""
+    """Runs every application and waits until they serve. Raises NotDeployed with the reason if one can't."""
     serve.start(
         proxy_location="EveryNode",
         http_options={"host": settings.host, "port": settings.port},
@@ -240,7 +254,16 @@ def deploy(settings: Settings, bundles: Mapping[str, Path]) -> None:
     targets.append(
         serve.RunTarget(target=root_application(settings, list(bundles)), name=ROOT, route_prefix="/")
     )
-    serve.run_many(targets)
+    try:
+        serve.run_many(targets)
+    except RuntimeError as error:
+        raise NotDeployed(_failures() or str(error)) from error
+
+
+def _failures() -> str:
+    """What the replicas that could not start said."""
+    states = [d for a in serve.status().applications.values() for d in a.deployments.values()]
+    return "\n".join(d.message for d in states if "FAILED" in d.status or "UNHEALTHY" in d.status)
 
 
 def stop() -> None:

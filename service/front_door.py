@@ -14,9 +14,11 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterable
 from http import HTTPStatus
 from pathlib import Path
@@ -26,6 +28,9 @@ from pathlib import Path
 BALANCE = "hash path,field(6,/)\n    hash-type consistent"
 
 COMMAND = "cellstate-haproxy"
+
+#: Not imported: see above. The tests hold it against `shortcut`.
+SHORTCUT = "service.shortcut:middlewares"
 
 #: Serve's own pages listen on all interfaces, and Serve itself does not need them: it asks the admin socket.
 _DROPPED_SECTIONS = ("frontend prometheus", "listen stats")
@@ -48,11 +53,19 @@ _PROBLEMS = {
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """What must be in the environment before Ray's processes start; HAProxy's files go to `directory`."""
+    """What must be in the environment before Ray starts. HAProxy's files go to `directory`."""
     soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     descriptors = max(soft_limit, hard_limit) if hard_limit != resource.RLIM_INFINITY else 65536
     values = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": SHORTCUT,
+        # One loop for Ray's server and the application: else each request changes threads twice.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        # Seconds a stopping replica stays open, so that the front door learns of it first; 30 otherwise.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Ray runs its workers at the lowest priority; ours are the service.
+        "RAY_worker_niceness": "0",
         "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": BALANCE,
         # Only a connection that was never made is tried again: what was sent may have been executed.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure",
@@ -124,7 +137,12 @@ def prepare(arguments: Iterable[str]) -> None:
 
 
 def main() -> None:
-    """Becomes HAProxy, with the arguments given."""
+    """Becomes HAProxy, with the arguments given. `--environment` prints `environment` for a shell instead."""
+    if sys.argv[1:] == ["--environment"]:
+        directory = Path(tempfile.gettempdir()) / f"cellstate-{os.getuid()}"
+        for name, value in environment(directory).items():
+            print(f"export {name}={shlex.quote(value)}")
+        return
     if "-f" in sys.argv:
         prepare(sys.argv)
     # Serve finds this command by the variable, and the package that has the binary looks there first.

@@ -20,11 +20,8 @@ from types import FrameType
 
 from model.bundle import Bundle, find, load
 from model.errors import BundleError
-from service import front_door, listener, processes, shortcut, supervisor
+from service import front_door, listener, processes, supervisor
 from service.settings import Settings
-
-#: Seconds a stopping replica stays open, so that the front door learns of it first.
-DEREGISTER_S = 1.0
 
 
 class Refused(Exception):
@@ -57,21 +54,14 @@ def check_port(settings: Settings) -> None:
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """What Ray's processes must find in their environment."""
+    """What the processes of a Ray of our own must find in their environment."""
     fallback = listener.bind("127.0.0.1", [0])
     fallback_port = fallback.getsockname()[1]
     fallback.close()
     return {
         **front_door.environment(directory),
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": shortcut.IMPORT_PATH,
-        # One loop for Ray's server and the application: else each request changes threads twice.
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DEREGISTER_S),
         # Unused, but Serve starts it, and a second service on this machine would meet it.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
-        # Ray runs its workers at the lowest priority; ours are the service.
-        "RAY_worker_niceness": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",  # the files have it
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -147,10 +137,10 @@ def main(arguments: list[str]) -> int:
 def reason(error: Exception) -> str:
     """What is worth reading of an error that came through Ray: its own message, without the tracebacks."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    causes = [
-        line for line in lines if re.match(r"[\w.]*(Error|Exception|Taken|Missing|Malformed)\b.*: ", line)
-    ]
-    return (causes or lines or [type(error).__name__])[-1].strip()
+    raised = [match for line in lines if (match := re.match(r"(?:[A-Za-z_]\w*\.)+[A-Z]\w*: (.*)", line))]
+    if raised:
+        return raised[-1][1].strip()
+    return (lines or [type(error).__name__])[-1].strip()
 
 
 def _end_at_once(directory: Path, parent: int, number: int, frame: FrameType | None) -> None:

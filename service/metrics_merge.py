@@ -20,22 +20,27 @@ class _Families(Collector):
         return self._families
 
 
+def _parse(text: str) -> list[Metric]:
+    try:
+        return list(text_string_to_metric_families(text))
+    except ValueError:
+        return []
+
+
 def merge(expositions: Mapping[str, str]) -> bytes:
     """Prometheus text from the texts by replica.
 
-    A family that two replicas know becomes one, as the format allows a name only once. Raises ValueError for
-    a text that is no exposition.
+    A family that two replicas know becomes one, as the format allows a name only once. A text that is no
+    exposition is left out, and so is a family whose name was another type's before.
     """
     families: dict[str, Metric] = {}
     for replica, text in expositions.items():
-        for family in text_string_to_metric_families(text):
-            merged = families.get(family.name)
-            if merged is None or merged.type != family.type:
-                # The same name under another type can't be one family: the newcomer's samples are dropped.
-                if merged is not None:
-                    continue
-                merged = Metric(family.name, family.documentation, family.type, family.unit)
-                families[family.name] = merged
+        for family in _parse(text):
+            merged = families.setdefault(
+                family.name, Metric(family.name, family.documentation, family.type, family.unit)
+            )
+            if merged.type != family.type:
+                continue
             for sample in family.samples:
                 labels = {**sample.labels, LABEL: replica}
                 merged.add_sample(sample.name, labels, sample.value, sample.timestamp, sample.exemplar)

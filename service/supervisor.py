@@ -70,7 +70,8 @@ def supervise(command: Callable[[Path], Sequence[str]]) -> int:
     if asked or code in (0, 2):
         shutil.rmtree(directory, ignore_errors=True)
         return 2 if code == 2 and not asked else 0
-    print(f"cellstate: the service ended by itself (code {code}); logs: {directory}", file=sys.stderr)
+    what = "" if code == 1 else f"the service ended unasked (exit code {code}); "  # 1 has said why itself
+    print(f"cellstate: {what}logs: {directory}", file=sys.stderr)
     return 1
 
 

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from service.settings import Settings, SettingError, direct_port_range, read, settings_table
+
+
+def test_without_flags_and_variables_every_setting_has_its_default() -> None:
+    assert read({}, {}) == Settings()
+
+
+def test_a_variable_sets_what_no_flag_sets() -> None:
+    settings = read({"port": "8001"}, {"CELLSTATE_PORT": "8002", "CELLSTATE_NUM_GPUS": "0.5"})
+    assert (settings.port, settings.num_gpus) == (8001, 0.5)
+
+
+def test_a_flag_that_is_not_given_leaves_the_variable() -> None:
+    assert read({"host": None}, {"CELLSTATE_HOST": "0.0.0.0"}).host == "0.0.0.0"
+
+
+def test_other_variables_are_no_concern_of_ours() -> None:
+    assert read({}, {"PORT": "nonsense", "RAY_ADDRESS": "auto"}) == Settings()
+
+
+def test_a_misspelt_variable_is_an_error() -> None:
+    with pytest.raises(SettingError, match="CELLSTATE_PROT: no such setting"):
+        read({}, {"CELLSTATE_PROT": "1"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("port", "http", "port: 'http' is not a whole number"),
+        ("port", "0", "port: must be at least 1, not 0"),
+        ("port", "80.5", "port: '80.5' is not a whole number"),
+        ("ttl_s", "soon", "ttl_s: 'soon' is not a number"),
+        ("ttl_s", "inf", "ttl_s: must be finite"),
+        ("ttl_s", "nan", "ttl_s: must be finite"),
+        ("log_level", "loud", "log_level: 'loud' is not one of debug, info"),
+        ("direct_ports", "9-", None),
+        ("direct_ports", "8200-8100", "direct_ports: must be a range"),
+        ("direct_ports", "ports", "direct_ports: must be a range"),
+        ("direct_ports", "1-70000", "direct_ports: must be a range"),
+        ("store", "floppy:", "store: 'floppy:' is not known"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_reason(name: str, text: str, reason: str | None) -> None:
+    if reason is None:
+        assert list(direct_port_range(read({name: text}, {}))) == [9]
+        return
+    with pytest.raises(SettingError, match=reason):
+        read({name: text}, {})
+
+
+def test_replicas_need_a_store_that_they_share() -> None:
+    with pytest.raises(SettingError, match="replicas"):
+        Settings(replicas=2)
+
+
+def test_every_setting_has_a_line_of_help_and_a_row_in_the_table() -> None:
+    rows = settings_table().splitlines()[2:]
+    assert len(rows) == len(fields(Settings))
+    for f, row in zip(fields(Settings), rows, strict=True):
+        assert f.metadata["help"]
+        assert row.startswith(f"| `{f.name}` | ")
+        assert row.endswith(f" | {f.metadata['help']} |")
+
+
+def test_the_table_names_no_place_of_the_machine_it_was_made_on() -> None:
+    assert str(Settings().models) not in settings_table()
