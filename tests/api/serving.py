@@ -165,3 +165,9 @@ def problem_of(response: httpx.Response, status: int, code: str) -> dict[str, An
     assert problem["title"]
     assert problem["detail"]
     return problem
+
+
+if __name__ == "__main__":
+    import sys
+
+    print(*(path.name for path in save_bundles(Path(sys.argv[1]))))
