@@ -104,7 +104,7 @@ def _section(section: str, directory: Path) -> str:
     if section.startswith("frontend http_frontend"):
         # Else Serve watches each request for the client's going away and cancels its handler. A step that
         # was submitted is committed in any case, and the watching costs a task for each request.
-        lines.append("    http-request set-header x-request-disconnect-disabled ?1")
+        lines.insert(1, "    http-request set-header x-request-disconnect-disabled ?1")
     return "\n".join(lines) + "\n"
 
 

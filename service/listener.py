@@ -71,7 +71,7 @@ class Listener:
                 app,
                 loop="none",
                 http="httptools",
-                ws="websockets",
+                ws="websockets-sansio",
                 lifespan="off",
                 access_log=False,
                 log_config=None,

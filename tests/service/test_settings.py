@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from service.settings import Settings, SettingError, direct_port_range, read, settings_table
+from service.settings import SettingError, Settings, direct_port_range, read, settings_table
 
 
 def test_without_flags_and_variables_every_setting_has_its_default() -> None:
