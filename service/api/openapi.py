@@ -77,7 +77,7 @@ def document(models: Sequence[Object]) -> Object:
         },
         "x-errors": {
             kind.code: {"status": kind.status, "title": kind.title, "close": kind.close}
-            for kind in TABLE.values()
+            for kind in sorted(TABLE.values(), key=lambda kind: (kind.status, kind.code))
         },
     }
 

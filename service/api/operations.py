@@ -75,7 +75,7 @@ TAGS: dict[str, str] = {
         " session is gone; 1009 a message larger than a body may be; 1012 the service is stopping, come back;"
         " 1011 the service failed."
     ),
-    "Models": "What is served, and predictions without a session.",
+    "Predictions and models": "What is served, and predictions without a session.",
     "Service": "Health, metrics and this description.",
 }
 
@@ -172,7 +172,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     (MODEL + "/predict", "POST"): Operation(
         "predict",
-        "Models",
+        "Predictions and models",
         "Predict without a session",
         "Runs a whole sequence from zeros and forgets it. `horizon` adds the forecast behind it, `generate`"
         " text that goes on from it.",
@@ -183,7 +183,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("/v1/models", "GET"): Operation(
         "listModels",
-        "Models",
+        "Predictions and models",
         "All models",
         "Each with its inputs, outputs, sizes, quality figures and open sessions.",
         {200: Reply("The models served here.", schemas.ModelList)},
@@ -191,7 +191,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     (MODEL, "GET"): Operation(
         "getModel",
-        "Models",
+        "Predictions and models",
         "One model",
         "Its task, inputs and outputs by name and unit, sizes, quality figures and open sessions.",
         {200: Reply("The model.", schemas.ModelFacts)},

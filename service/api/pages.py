@@ -57,7 +57,7 @@ def page(api: Object, models: Sequence[Object]) -> str:
 
 
 def _navigation(api: Object, models: Sequence[Object]) -> Html:
-    groups = [("Models", [(f"model-{m['name']}", m["name"]) for m in models])]
+    groups = [("Served models", [(f"model-{m['name']}", m["name"]) for m in models])]
     groups.append(("Quick start", [("quick-start", "with curl"), ("stream", "a stream")]))
     groups += [(name, [(o["operationId"], o["summary"]) for _, _, o in of]) for name, of in _by_tag(api)]
     groups.append(("Errors", [(name, name) for name in api["x-errors"]]))
@@ -75,7 +75,7 @@ def _navigation(api: Object, models: Sequence[Object]) -> Html:
 
 
 def _models(models: Sequence[Object]) -> Html:
-    return tag("section", tag("h2", "Models"), *(_model(model) for model in models), id="models")
+    return tag("section", tag("h2", "Served models"), *(_model(model) for model in models), id="models")
 
 
 def _model(model: Object) -> Html:
