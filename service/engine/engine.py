@@ -158,9 +158,12 @@ class Engine:
         if jobs:
             for traced, group in _groups(jobs):
                 try:
-                    self.update(group, self.runner.run(self._batch(group, traced)))
+                    outcome = self.runner.run(self._batch(group, traced))
                 except Exception as error:  # noqa: BLE001  whatever the runner raised, every job must end
-                    self._fail(group, error)
+                    for job in group:
+                        self._fail(job, error)
+                else:
+                    self.update(group, outcome)
         self.last_tick = TickFacts(len(jobs), steps, self.clock() - self._now)
         ended, self._ended = self._ended, []
         return ended
@@ -175,15 +178,12 @@ class Engine:
     def update(self, jobs: list[Job], outcome: Outcome) -> None:
         """Takes in what was computed: jobs go on, go over to their rollout, or end."""
         for b, job in enumerate(jobs):
-            job.position += len(outcome.outputs[b])
-            if not job.rolling:
-                # a copy: a view would keep the whole tick's array alive in a replay window
-                job.outputs.append(outcome.outputs[b].copy())
-                if outcome.trace is not None:
-                    job.traces.append(outcome.trace)
-            else:
-                job.copied = True
-            if job.remaining or (b in outcome.heads and self._roll(job, outcome.heads[b])):
+            try:
+                unfinished = self._take_in(job, b, outcome)
+            except Exception as error:  # noqa: BLE001  a rollout's error is its own job's, not its neighbours'
+                self._fail(job, error)
+                continue
+            if unfinished:
                 self.scheduler.add(job)
             else:
                 job.move(Phase.DONE)
@@ -201,6 +201,14 @@ class Engine:
                 job.state.job = None
             self._ended.append(job)
             return None
+        try:
+            return self._begin(job)
+        except Exception as error:  # noqa: BLE001  a spill or a load that failed; every job must end
+            self._fail(job, error)
+            return None
+
+    def _begin(self, job: Job) -> bool:
+        """Gives a job its rows, filled if the state comes from the host; False if there is no room."""
         if self._full or not self._make_room(1 if job.rollout is None else 2, job.state):
             self._full = True  # nobody younger is let in before this one
             return False
@@ -265,6 +273,18 @@ class Engine:
             return self.arena.padding, job.row
         return (job.state.slot if job.state.place is Place.DEVICE else job.row), job.row
 
+    def _take_in(self, job: Job, b: int, outcome: Outcome) -> bool:
+        """Takes in what was computed at position b; True if there is more to run."""
+        job.position += len(outcome.outputs[b])
+        if not job.rolling:
+            # a copy: a view would keep the whole tick's array alive in a replay window
+            job.outputs.append(outcome.outputs[b].copy())
+            if outcome.trace is not None:
+                job.traces.append(outcome.trace)
+        else:
+            job.copied = True
+        return job.remaining > 0 or (b in outcome.heads and self._roll(job, outcome.heads[b]))
+
     def _roll(self, job: Job, head: NDArray[np.float32]) -> bool:
         """Hands the head to the rollout; True if it wants to go on."""
         assert job.rollout is not None  # noqa: S101  only such jobs are in outcome.heads
@@ -274,14 +294,12 @@ class Engine:
         job.rolling, job.feed, job.position = True, feed, 0
         return True
 
-    def _fail(self, jobs: list[Job], error: Exception) -> None:
-        """Every job of a tick that raised ends; those that had ended by then keep their end."""
-        for job in jobs:
-            if job.phase is Phase.RUNNING:
-                job.error = EngineError(f"{type(error).__name__}: {error}")
-                job.move(Phase.FAILED)
-                self._let_go(job)
-                self._ended.append(job)
+    def _fail(self, job: Job, error: Exception) -> None:
+        """Ends a job that can't be run, or go on; its session is where it was."""
+        job.error = EngineError(f"{type(error).__name__}: {error}")
+        job.move(Phase.FAILED)
+        self._let_go(job)
+        self._ended.append(job)
 
     def _let_go(self, job: Job) -> None:
         for row in (job.row, job.copy_row):

@@ -35,20 +35,20 @@ class StateHandle:
 
 
 class Phase(enum.Enum):
-    """The life of a job. Legal moves: WAITING → RUNNING → DONE; WAITING → DROPPED; RUNNING → FAILED;
-    DONE → COMMITTED or ABORTED."""
+    """The life of a job. Legal moves: WAITING → RUNNING → DONE; WAITING → DROPPED; WAITING or RUNNING →
+    FAILED; DONE → COMMITTED or ABORTED."""
 
     WAITING = "waiting"  # accepted, no step of it was run
     RUNNING = "running"  # some chunk of it was run; it can't be dropped any more
     DONE = "done"  # all of it was run; its new state is beside the old one
     DROPPED = "dropped"  # cancelled, or its deadline passed, before it was started
-    FAILED = "failed"  # the runner raised; the state is the old one
+    FAILED = "failed"  # the runner raised, or its rows could not be made ready; the state is the old one
     COMMITTED = "committed"  # the new state has replaced the old one
     ABORTED = "aborted"  # the new state is gone
 
 
 _LEGAL = {
-    Phase.WAITING: {Phase.RUNNING, Phase.DROPPED},
+    Phase.WAITING: {Phase.RUNNING, Phase.DROPPED, Phase.FAILED},
     Phase.RUNNING: {Phase.DONE, Phase.FAILED},
     Phase.DONE: {Phase.COMMITTED, Phase.ABORTED},
 }

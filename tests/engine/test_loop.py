@@ -1,0 +1,81 @@
+"""The engine on an event loop: ticks come by themselves, and stop when there is nothing to do."""
+
+from __future__ import annotations
+
+import asyncio
+
+from service.engine.engine import Engine
+from service.engine.jobs import Job, Phase, StateHandle
+from service.engine.loop import EngineLoop
+from service.engine.rollouts import Forecast
+from tests.engine.making import bad_job, make_engine, make_job, make_spec
+
+
+class Watched(EngineLoop):
+    """Commits what is DONE, unless told to hold it; its queue tells what ended."""
+
+    def __init__(self, engine: Engine, hold: bool = False) -> None:
+        super().__init__(engine, self.take)
+        self.hold = hold
+        self.ended: asyncio.Queue[Job] = asyncio.Queue()
+        self.ticks = 0
+
+    def take(self, jobs: list[Job]) -> None:
+        self.ticks += 1
+        for job in jobs:
+            if job.phase is Phase.DONE and not self.hold:
+                self.engine.commit(job)
+            self.ended.put_nowait(job)
+
+    async def next(self) -> Job:
+        return await asyncio.wait_for(self.ended.get(), 10)
+
+
+async def quiet() -> None:
+    """Until every callback that is ready has run, several times over."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_what_arrives_together_is_one_batch() -> None:
+    loop = Watched(make_engine())
+    jobs = [make_job(loop.engine) for _ in range(5)]
+    for job in jobs:
+        loop.submit(job)
+    assert {await loop.next() for _ in jobs} == set(jobs)
+    assert loop.engine.last_tick.batch == 5
+    assert loop.ticks == 1
+
+
+async def test_it_ticks_until_there_is_nothing_to_do_and_then_stands_still() -> None:
+    loop = Watched(make_engine(quantum=4))
+    loop.submit(make_job(loop.engine, 30))
+    await loop.next()
+    await quiet()
+    assert loop.ticks == 8
+    loop.submit(make_job(loop.engine))
+    await loop.next()
+    assert loop.ticks == 9
+
+
+async def test_a_failed_tick_does_not_stop_the_loop() -> None:
+    loop = Watched(make_engine())
+    loop.submit(bad_job())
+    assert (await loop.next()).phase is Phase.FAILED
+    loop.submit(make_job(loop.engine))
+    assert (await loop.next()).phase is Phase.COMMITTED
+
+
+async def test_while_every_job_waits_for_a_row_it_does_not_spin_and_goes_on_when_woken() -> None:
+    loop = Watched(make_engine(slots=3), hold=True)
+    rollout = Forecast(make_spec(), 2)
+    loop.submit(make_job(loop.engine, 1, StateHandle(), rollout=rollout))
+    held = await loop.next()
+    loop.submit(waiting := make_job(loop.engine, 1, rollout=Forecast(make_spec(), 2)))
+    await quiet()
+    ticks = loop.ticks
+    await quiet()
+    assert (loop.ticks, waiting.phase) == (ticks, Phase.WAITING)
+    loop.engine.commit(held)
+    loop.wake()
+    assert await loop.next() is waiting
