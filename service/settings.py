@@ -50,7 +50,8 @@ class Settings:
     ttl_s: float = setting(86400.0, "idle seconds after which a session ends", least=0.001)
     replay_window: int = setting(256, "newest steps of a session that a retry is answered from", least=1)
     max_batch: int = setting(256, "most sessions in one tick", least=1)
-    quantum: int = setting(32, "most steps of one request in one tick", least=1)
+    quantum: int = setting(8, "most steps of one request in one tick", least=1)
+    tick_steps: int = setting(512, "most steps of all requests in one tick together", least=1)
     max_queue: int = setting(8192, "requests waiting in a replica before 429", least=1)
     max_body_bytes: int = setting(
         8 * 1024 * 1024, "largest body of a request, and largest stream message", least=1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,6 +79,9 @@ class Application:
             self._endpoints[bundle.name] = endpoint
         sources = [Source(e.bundle.name, e.bundle.version, e.manager) for e in self._endpoints.values()]
         self._exposition = Exposition(sources, self.requests)
+        # What is here now stays: the collector need not walk torch and Ray each time sessions pile up
+        gc.collect()
+        gc.freeze()
         self._started = True
 
     async def shutdown(self) -> None:
@@ -143,6 +147,7 @@ def make_endpoint(settings: Settings, bundle: Bundle, device: torch.device) -> M
         slots=settings.slots,
         max_batch=settings.max_batch,
         quantum=settings.quantum,
+        tick_steps=settings.tick_steps,
         device=device,
     )
     engine.runner.warm(min(settings.max_batch, settings.slots))

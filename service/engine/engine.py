@@ -53,6 +53,7 @@ class Engine:
         slots: int,
         max_batch: int,
         quantum: int,
+        tick_steps: int = 512,
         device: torch.device,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -62,13 +63,14 @@ class Engine:
         self.arena = Arena(arch.num_layers, slots, arch.hidden_size, device)
         self.runner = Runner(network, self.arena)
         self.slots = SlotTable(slots)
-        self.scheduler: Scheduler[Job] = Scheduler(max_batch, quantum)
+        self.scheduler: Scheduler[Job] = Scheduler(max_batch, quantum, tick_steps)
         self.clock = clock
         self.last_tick = TickFacts(0, 0, 0.0)
         self.evicted = 0  # states spilled to the host, ever
         self.restored = 0  # states brought back, ever
         self.on_host = 0  # states in host memory now
         self._now = 0.0  # when this tick began
+        self._share = quantum  # most steps of one job in this tick
         self._full = False  # a job of this tick found no room
         self._idle: OrderedDict[StateHandle, None] = OrderedDict()  # resident, no job; oldest use first
         self._open: set[Job] = set()  # jobs that hold rows: started, and not committed or aborted
@@ -154,7 +156,7 @@ class Engine:
         """One turn. Returns the jobs that ended with it: DONE (commit or abort each), FAILED or DROPPED."""
         self._now, self._full = self.clock(), False
         jobs = self.schedule()
-        steps = sum(min(job.remaining, self.scheduler.quantum) for job in jobs)
+        steps = sum(min(job.remaining, self._share) for job in jobs)
         if jobs:
             for traced, group in _groups(jobs):
                 try:
@@ -171,8 +173,8 @@ class Engine:
     def schedule(self) -> list[Job]:
         """Picks the jobs of this tick, each with the rows it needs, longest chunk first."""
         jobs = self.scheduler.pick(self._admit)
-        quantum = self.scheduler.quantum
-        jobs.sort(key=lambda job: -min(job.remaining, quantum))
+        share = self._share = self.scheduler.share(len(jobs))
+        jobs.sort(key=lambda job: -min(job.remaining, share))
         return jobs
 
     def update(self, jobs: list[Job], outcome: Outcome) -> None:
@@ -252,14 +254,14 @@ class Engine:
         self.on_host += len(states)
 
     def _batch(self, jobs: list[Job], traced: bool) -> Batch:
-        quantum = self.scheduler.quantum
+        share = self._share
         batch = Batch([], [], [], traced=traced)
         for b, job in enumerate(jobs):
             source, target = self._rows(job)
             batch.source.append(source)
             batch.target.append(target)
-            batch.inputs.append(job.current[job.position : job.position + quantum])
-            if job.rollout is not None and job.remaining <= quantum:
+            batch.inputs.append(job.current[job.position : job.position + share])
+            if job.rollout is not None and job.remaining <= share:
                 batch.heads.append(b)
         return batch
 

@@ -14,10 +14,11 @@ Ticket = TypeVar("Ticket")
 
 
 class Scheduler(Generic[Ticket]):
-    """A round of tickets. `max_batch`: most tickets a tick. `quantum`: most steps of one ticket a tick."""
+    """A round of tickets. `max_batch`: most tickets a tick. `quantum`: most steps of one ticket a tick.
+    `tick_steps`: most steps of all tickets of a tick together, so that a full one does not take long."""
 
-    def __init__(self, max_batch: int, quantum: int) -> None:
-        self.max_batch, self.quantum = max_batch, quantum
+    def __init__(self, max_batch: int, quantum: int, tick_steps: int) -> None:
+        self.max_batch, self.quantum, self.tick_steps = max_batch, quantum, tick_steps
         self._queue: deque[Ticket] = deque()
 
     def __len__(self) -> int:
@@ -26,6 +27,10 @@ class Scheduler(Generic[Ticket]):
     def add(self, ticket: Ticket) -> None:
         """Behind all others: a new ticket, or one whose quantum is over."""
         self._queue.append(ticket)
+
+    def share(self, tickets: int) -> int:
+        """Steps that each of so many tickets gets in one tick, at least 1."""
+        return max(1, min(self.quantum, self.tick_steps // max(1, tickets)))
 
     def pick(self, admit: Callable[[Ticket], bool | None]) -> list[Ticket]:
         """Takes the next tickets, oldest first, that `admit` says True to.

@@ -9,7 +9,7 @@ from service.engine.scheduler import Scheduler
 
 
 def make_scheduler(*tickets: str, max_batch: int = 2) -> Scheduler[str]:
-    scheduler: Scheduler[str] = Scheduler(max_batch, quantum=4)
+    scheduler: Scheduler[str] = Scheduler(max_batch, quantum=4, tick_steps=64)
     for ticket in tickets:
         scheduler.add(ticket)
     return scheduler
@@ -58,7 +58,7 @@ def test_a_dropped_ticket_is_gone_and_takes_no_place_in_the_batch() -> None:
 
 @given(st.lists(st.sampled_from([True, False, None]), max_size=20), st.integers(1, 5))
 def test_a_pick_loses_nobody_and_keeps_the_order(verdicts: list[bool | None], max_batch: int) -> None:
-    scheduler: Scheduler[int] = Scheduler(max_batch, quantum=1)
+    scheduler: Scheduler[int] = Scheduler(max_batch, quantum=1, tick_steps=64)
     for ticket in range(len(verdicts)):
         scheduler.add(ticket)
     dropped: list[int] = []
@@ -77,3 +77,8 @@ def test_a_pick_loses_nobody_and_keeps_the_order(verdicts: list[bool | None], ma
     assert len(picked) <= max_batch
     assert sorted(picked + left + dropped) == list(range(len(verdicts)))
     assert all(verdicts[ticket] is True for ticket in picked)
+
+
+def test_a_full_tick_gives_each_ticket_fewer_steps_but_one_at_least() -> None:
+    scheduler: Scheduler[int] = Scheduler(256, quantum=8, tick_steps=64)
+    assert [scheduler.share(n) for n in (1, 8, 16, 64, 256)] == [8, 8, 4, 1, 1]
