@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,7 +267,13 @@ def _failures() -> str:
     return "\n".join(d.message for d in states if "FAILED" in d.status or "UNHEALTHY" in d.status)
 
 
-def stop() -> None:
+def stop(settings: Settings) -> None:
     """Drains and ends what `start` and `deploy` started."""
+    # The models first: Serve would end the front door at the same time, and with it the streams through it.
+    for name in (name for name in serve.status().applications if name != ROOT):
+        serve.delete(name, _blocking=False)
+    deadline = time.monotonic() + 2 * settings.drain_s + 10.0
+    while set(serve.status().applications) - {ROOT} and time.monotonic() < deadline:
+        time.sleep(0.1)
     serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()

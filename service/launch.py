@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import sys
@@ -62,6 +63,9 @@ def environment(directory: Path) -> dict[str, str]:
         **front_door.environment(directory),
         # Unused, but Serve starts it, and a second service on this machine would meet it.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        # Ray's own ports are open on all interfaces; without this token they do nothing.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",  # the files have it
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -129,7 +133,7 @@ def main(arguments: list[str]) -> int:
     with (directory / "stop.log").open("w") as log:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(log.fileno(), stream.fileno())
-    deployments.stop()
+    deployments.stop(settings)
     _leave(directory, parent)
     return 0
 
