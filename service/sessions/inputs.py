@@ -51,7 +51,8 @@ class InputReader:
                     f"inputs[{t}] has {len(row)} numbers, must have {width}", field=f"inputs[{t}]"
                 )
         raw = np.array(inputs, np.float64)
-        normalised = self._scaler.normalise(raw)
+        with np.errstate(over="ignore"):  # what overflows is refused below, by its place
+            normalised = self._scaler.normalise(raw)
         # Both bounds in two passes over small arrays; a huge number that overflowed to inf fails them too
         if normalised.max() > MAX_NORMALISED or normalised.min() < -MAX_NORMALISED:
             t, i = np.argwhere(np.abs(normalised) > MAX_NORMALISED)[0].tolist()

@@ -165,8 +165,9 @@ class SessionManager:
         for session in self._register:
             if session.waiting and session.current is None:
                 raise RuntimeError(f"requests of session {session.id} wait for nothing")
-            if session.current is not None and session.current.job not in self._tickets:
-                raise RuntimeError(f"session {session.id} waits for a job that nobody runs")
+            job = None if session.current is None else session.current.job
+            if job is not None and job not in self._tickets and job.phase is not Phase.DONE:
+                raise RuntimeError(f"session {session.id} waits for a job that nobody runs or commits")
 
     # How: actions on a session at rest
 
@@ -188,8 +189,9 @@ class SessionManager:
         return Snapshot(self.engine.read(session.state), session.next_step, b.name, b.version, b.digest)
 
     def _put(self, session: Session, snapshot: Snapshot, opened: bool) -> bool:
+        adopted = self.engine.adopt(snapshot.state)  # first what can fail: the session keeps a state
         self.engine.forget(session.state)
-        session.state = self.engine.adopt(snapshot.state)
+        session.state = adopted
         session.next_step = snapshot.next_step
         session.window = ReplayWindow(self.limits.replay_window)
         session.opened_by_step = False
@@ -201,9 +203,10 @@ class SessionManager:
                 f"the state before step {at_step} is not kept; the next step is {session.next_step}",
                 expected_step=session.next_step,
             )
+        state = None if session.state.place is Place.FRESH else self.engine.read(session.state)
         fork = self._register.open(new_id, session.ttl_s, session.durability)
-        if session.state.place is not Place.FRESH:
-            fork.state = self.engine.adopt(self.engine.read(session.state))
+        if state is not None:
+            fork.state = self.engine.adopt(state)
         fork.next_step = session.next_step
         return fork
 
@@ -301,7 +304,12 @@ class SessionManager:
             if job.phase is Phase.DONE:
                 counters.queue_seconds.observe(job.started - job.submitted)
                 assert ticket.command is not None  # noqa: S101  only commands have jobs
-                reply = reply_of(ticket, ticket.command, job, self.engine, self.bundle.spec)
+                try:
+                    reply = reply_of(ticket, ticket.command, job, self.engine, self.bundle.spec)
+                except Exception as error:  # noqa: BLE001  the tick's other requests must end all the same
+                    self.engine.abort(job)
+                    self._release(ticket, EngineFailure(f"{type(error).__name__}: {error}", retry_after_s=1))
+                    continue
                 if ticket.session is None:
                     self.engine.commit(job)
                     self._finish(ticket, reply)
@@ -325,7 +333,11 @@ class SessionManager:
             for ticket, _, reply in finished
             if ticket.command is not None
         ]
-        pending = self.store.commit(records)
+        try:
+            pending = self.store.commit(records)
+        except Exception as error:  # noqa: BLE001  as good as a future that fails: each request must end
+            pending = self._loop.create_future()
+            pending.set_exception(error)
         if pending is None:
             self._settle(finished, records, started, None)
         else:
@@ -334,7 +346,9 @@ class SessionManager:
     def _settle(
         self, finished: list[Finished], records: list[StepRecord], started: float, pending: Pending
     ) -> None:
-        error = pending.exception() if pending is not None else None
+        error: BaseException | None = None
+        if pending is not None:
+            error = asyncio.CancelledError("cancelled") if pending.cancelled() else pending.exception()
         self.counters.commit_seconds.observe(self.engine.clock() - started)
         for (ticket, job, reply), record in zip(finished, records, strict=True):
             session = ticket.session

@@ -97,6 +97,9 @@ class Register:
         self._store.reopen(session.id)
         self._sessions[session.id] = session
         self._counters.opened += 1
+        if len(self._expiries) > 2 * len(self._sessions) + 1024:  # mostly ended ones: let go of them
+            self._expiries = [entry for entry in self._expiries if entry[2] in self]
+            heapq.heapify(self._expiries)
         self._serial += 1
         heapq.heappush(self._expiries, (session.expires_at, self._serial, session))
         return session
