@@ -95,7 +95,7 @@ def _add_train(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def _add_common(add: _Recorder, hidden: int, layers: int, parts: list[float]) -> None:
-    from model.train.options import PRECISIONS, Options  # without torch: cheap enough for --help
+    from model.train.options import Options  # without torch: cheap enough for --help
 
     add("--name", required=True, help="the model's name, as it stands in its URL")
     add("--out", type=Path, metavar="DIR", help="where the bundle goes (default: bundles/NAME)")
@@ -118,11 +118,9 @@ def _add_common(add: _Recorder, hidden: int, layers: int, parts: list[float]) ->
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     for f in fields(Options):
         flag = "--" + f.name.replace("_", "-")
-        if f.name == "precision":
-            add(flag, choices=PRECISIONS, default=f.default, help="of the arithmetic while training")
-        else:
-            kind: Any = type(f.default)
-            add(flag, type=kind, default=f.default, help=f"{f.metadata['help']} (default: %(default)s)")
+        kind: Any = type(f.default)
+        help = f"{f.metadata['help']} (default: %(default)s)"
+        add(flag, type=kind, default=f.default, choices=f.metadata.get("choices"), help=help)
 
 
 class _Recorder:

@@ -48,10 +48,13 @@ class Network(nn.Module):
         return y
 
     def forward(self, x: Tensor, state: State | None = None, dropout: float = 0.0) -> tuple[Tensor, State]:
-        """Whole sequences [T, B, I] or [T, B]: predictions [T, B, leads, outputs] and the state after."""
+        """Whole sequences [T, B, I] or [T, B]: predictions [T, B, leads, outputs] and the state after.
+
+        Dropout, while training, between layers and before the head. Not on the way in: an observation that
+        is zeroed is another observation.
+        """
         arch = self.spec.architecture
-        embedded = nn.functional.dropout(self.embed(x), dropout, self.training)
-        top, state = self.lstm(embedded, state, dropout)
+        top, state = self.lstm(self.embed(x), state, dropout)
         top = nn.functional.dropout(top, dropout, self.training)
         T, B = x.shape[:2]
         y = self.predict(top.reshape(T * B, -1), x.reshape(T * B, *x.shape[2:]))

@@ -174,6 +174,7 @@ def _train(
         "seed": job.options.seed,
         "torch": torch.__version__,
         "device": device.type,
+        "threads": torch.get_num_threads(),
     }
     return _save(spec, network, source, parts, job, training, int(extra.get("season") or 0))
 

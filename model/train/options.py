@@ -9,10 +9,15 @@ from typing import Any
 from model.errors import TrainingError
 
 PRECISIONS = ("float32", "bfloat16")
+LOSSES = ("mse", "mae", "huber")
 
 
 def _option(default: Any, help: str, least: float = 0.0, most: float = math.inf) -> Any:
     return field(default=default, metadata={"help": help, "least": least, "most": most})
+
+
+def _choice(default: str, choices: tuple[str, ...], help: str) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,7 @@ class Options:
     warmup: int = _option(100, "updates over which the learning rate rises from 0", least=0)
     final_rate: float = _option(0.02, "share of the learning rate that the cosine ends at", most=1)
     weight_decay: float = _option(0.01, "decay of the weights (AdamW)")
-    dropout: float = _option(0.1, "of the embedding, between layers and before the head", most=0.95)
+    dropout: float = _option(0.1, "between layers and before the head", most=0.95)
     clip: float = _option(1.0, "largest norm of a gradient", least=1e-9)
     average: float = _option(
         0.0, "decay of the running mean of the weights that is kept; 0: none", most=0.9999
@@ -36,7 +41,8 @@ class Options:
     scale: float = _option(0.0, "series: deviation of the logarithm of a factor on each signal of a stream")
     patience: int = _option(10, "epochs without a better validation loss before training stops", least=1)
     seed: int = _option(0, "of the first weights, of the order, and of dropout", least=0, most=2**31 - 1)
-    precision: str = "float32"
+    loss: str = _choice("mse", LOSSES, "series: squared error, absolute error, or absolute above 1 (huber)")
+    precision: str = _choice("float32", PRECISIONS, "of the arithmetic while training")
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -45,8 +51,10 @@ class Options:
                 least, most = f.metadata["least"], f.metadata["most"]
                 bounds = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
                 raise TrainingError(f"{f.name.replace('_', '-')} must be {bounds}, not {value!r}")
-        if self.precision not in PRECISIONS:
-            raise TrainingError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+            if "choices" in f.metadata and value not in f.metadata["choices"]:
+                raise TrainingError(
+                    f"{f.name} must be one of {', '.join(f.metadata['choices'])}, not {value!r}"
+                )
 
     def rate(self, update: int, updates: int) -> float:
         """The learning rate of one update of `updates` in all: a straight rise, then half a cosine

@@ -7,7 +7,7 @@ epoch to epoch; stream b's window k+1 goes on where its window k ended.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
@@ -20,6 +20,13 @@ from model.train.options import Options
 
 VALIDATION_WARM = 1024  # rows before the validation part that its stream starts with while training
 VALIDATION_STREAMS = 16  # pieces the validation text is cut into while training
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": nn.functional.mse_loss,
+    "mae": nn.functional.l1_loss,
+    "huber": nn.functional.huber_loss,
+}
 
 
 class TrainingData(ABC):
@@ -99,7 +106,7 @@ class SeriesData(TrainingData):
         return self.x[rows.to(self.x.device)], targets(self.outputs, rows, self.leads)
 
     def loss(self, y: Tensor, target: Tensor) -> Tensor:
-        return nn.functional.mse_loss(y.float(), target)
+        return LOSSES[self.options.loss](y.float(), target)
 
     def validate(self, network: Network) -> float:
         rows = origins(self.validation, self.leads)
@@ -107,8 +114,8 @@ class SeriesData(TrainingData):
         for s in stream(network, self.x, rows, warm=VALIDATION_WARM):
             valid = s.valid.to(s.y.device)
             target = targets(self.outputs, s.rows[s.valid], self.leads)
-            total += nn.functional.mse_loss(s.y[valid].float(), target, reduction="sum").item()
-            count += target.numel()
+            total += self.loss(s.y[valid], target).item() * len(target)
+            count += len(target)
         return total / count
 
 

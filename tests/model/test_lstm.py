@@ -161,6 +161,18 @@ def test_dropout_acts_only_while_training() -> None:
         assert not torch.allclose(network.train()(x, None, 0.5)[0], plain)
 
 
+@pytest.mark.parametrize("task", ["series", "text"])
+def test_dropout_leaves_the_inputs_alone(task: str) -> None:
+    """With one layer all of it is before the head: the state does not see it."""
+    network = make_network(make_spec(task, layers=1)).train()
+    x = make_prepared(network.spec, 8, 4)
+    with torch.no_grad():
+        plain, state = network(x)
+        dropped, same_state = network(x, None, 0.5)
+    torch.testing.assert_close(same_state, state)
+    assert not torch.allclose(dropped, plain)
+
+
 def test_torch_weights_drive_the_network_as_they_drove_torch() -> None:
     spec = make_spec(hidden=16, layers=3, leads=1)
     theirs = nn.ModuleDict({"lstm": nn.LSTM(2, 16, 3), "head": nn.Linear(16, 2)})

@@ -97,6 +97,14 @@ def test_noise_is_on_the_inputs_alone() -> None:
         assert torch.equal(y, y.round())
 
 
+@pytest.mark.parametrize(("name", "expected"), [("mse", 4.5), ("mae", 1.5), ("huber", 1.25)])
+def test_the_loss_can_be_chosen(name: str, expected: float) -> None:
+    """Errors of 0 and 3: squares 0 and 9; absolutes 0 and 3; huber 0 and 3 - 1/2."""
+    data = make_series(200, Options(streams=4, window=10, loss=name))
+    y, target = torch.tensor([[1.0, 4.0]]), torch.tensor([[1.0, 1.0]])
+    assert data.loss(y, target).item() == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("task", ["series", "text"])
 def test_validation_is_the_loss_over_exactly_the_validation_part(task: str) -> None:
     spec = make_spec(task, leads=2)

@@ -253,8 +253,12 @@ def test_the_learning_rate_rises_and_falls() -> None:
 def test_impossible_options_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(TrainingError, match=f"{name.replace('_', '-')} must be"):
         replace(OPTIONS, **{name: value})  # type: ignore[arg-type]
-    with pytest.raises(TrainingError, match="precision must be one of"):
-        replace(OPTIONS, precision="float8")
+
+
+@pytest.mark.parametrize("name", ["precision", "loss"])
+def test_an_unknown_choice_is_refused_by_name(name: str) -> None:
+    with pytest.raises(TrainingError, match=f"{name} must be one of"):
+        replace(OPTIONS, **{name: "float8"})  # type: ignore[arg-type]
 
 
 def test_weights_follow_their_running_mean() -> None:
