@@ -101,10 +101,6 @@ def _section(section: str, directory: Path) -> str:
         # A stream may be idle for as long as its session lives.
         lines.append("    timeout tunnel 7d")
         lines += [f"    errorfile {status} {directory / f'{status}.http'}" for status in _PROBLEMS]
-    if section.startswith("frontend http_frontend"):
-        # Else Serve watches each request for the client's going away and cancels its handler. A step that
-        # was submitted is committed in any case, and the watching costs a task for each request.
-        lines.insert(1, "    http-request set-header x-request-disconnect-disabled ?1")
     return "\n".join(lines) + "\n"
 
 
