@@ -1,0 +1,282 @@
+"""Hundreds of sessions at once, in random pieces, each the float64 reference over its whole sequence alone.
+
+The shipped models on real data; where a model or its data is not there, made ones take their place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from websockets.asyncio.client import connect
+
+from model import bundle as bundles
+from model.bundle import Bundle
+from model.data import read_series, read_text
+from model.network import Scaler
+from model.reference import Reference, sigmoid
+from service.settings import SHIPPED_BUNDLES
+from tests.service.serving import SERIES, TEXT, Service, save_bundles, serving
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+TOLERANCE = 1e-4  # normalised (series), log-probabilities (text)
+DRIFT = 1e-3  # of h and c after 20,000 steps
+SESSIONS = 200
+STEPS = {"series": 300, "text": 200}  # of each session
+LONG = 20_000
+
+
+class References:
+    """`Reference` for many sequences side by side: h, c [L, B, H] float64."""
+
+    def __init__(self, bundle: Bundle, batch: int) -> None:
+        self.arch = bundle.spec.architecture
+        self.columns = list(bundle.spec.output_columns or ())
+        self.w = {name: tensor.numpy().astype(np.float64) for name, tensor in bundle.weights.items()}
+        self.h = np.zeros((self.arch.num_layers, batch, self.arch.hidden_size))
+        self.c = np.zeros_like(self.h)
+
+    def step(self, prepared: NDArray[np.generic]) -> NDArray[np.float64]:
+        """prepared [B, I] or [B]; the next step's prediction [B, outputs]."""
+        arch, w = self.arch, self.w
+        text = arch.task == "text"
+        x = w["embedding.weight"][prepared.astype(np.int64)] if text else prepared.astype(np.float64)
+        inputs = x
+        for k in range(arch.num_layers):
+            a = (
+                x @ w[f"lstm.weight_ih_l{k}"].T
+                + self.h[k] @ w[f"lstm.weight_hh_l{k}"].T
+                + w[f"lstm.bias_l{k}"]
+            )
+            i, f, g, o = np.split(a, 4, axis=1)
+            self.c[k] = sigmoid(f) * self.c[k] + sigmoid(i) * np.tanh(g)
+            x = self.h[k] = sigmoid(o) * np.tanh(self.c[k])
+        n = arch.output_size
+        y = x @ w["head.weight"][:n].T + w["head.bias"][:n]
+        if text:
+            y = y - y.max(1, keepdims=True)
+            return np.asarray(y - np.log(np.exp(y).sum(1, keepdims=True)))
+        return np.asarray(y + inputs[:, self.columns] if arch.residual else y)
+
+
+@dataclass(frozen=True)
+class Material:
+    """A model, and what its sessions are fed: `prepared` for the reference, `raw` for the wire."""
+
+    bundle: Bundle
+    prepared: NDArray[np.generic]  # [N, I] normalised, or [N] tokens
+    raw: Any  # N rows in units, or N characters
+
+    def message(self, begin: int, end: int, step: int, **more: Any) -> str:
+        key = "text" if self.bundle.spec.architecture.task == "text" else "inputs"
+        return json.dumps({"step": step, key: self.raw[begin:end], **more})
+
+    def normalised(self, outputs: Any) -> NDArray[np.float64]:
+        array = np.array(outputs, np.float64)
+        if self.bundle.spec.architecture.task == "text":
+            return array
+        scaler = Scaler(self.bundle.spec)
+        return np.asarray((array - scaler.output_mean) / scaler.output_std)
+
+
+def make_material(bundle: Bundle) -> Material:
+    """Real data for a shipped model; a skip says where it should be. Made data for a made model."""
+    spec = bundle.spec
+    if spec.architecture.task == "text":
+        index = {character: token for token, character in enumerate(spec.vocabulary)}
+        if bundle.name == TEXT:
+            text = "".join(Random(5).choices(spec.vocabulary, k=5000))
+        else:
+            text = read_text(need(DATA / "tinyshakespeare.txt")).characters[-200_000:]
+        return Material(bundle, np.array([index[character] for character in text]), text)
+    if bundle.name == SERIES:
+        scaler = Scaler(spec)
+        x = np.random.default_rng(5).standard_normal((5000, len(spec.inputs))) * scaler.input_std
+        values = x + scaler.input_mean
+    else:
+        series = read_series(need(DATA / "ETTh1.csv"))
+        values = series.columns([s.name for s in spec.inputs])
+    return Material(bundle, Scaler(spec).normalise(values), values.tolist())
+
+
+def need(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"the data is not there: {path.name} in shared/data beside the repository")
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A series and a text model: the shipped ones, or in their place made ones."""
+    directory, made = tmp_path_factory.mktemp("models"), save_bundles(tmp_path_factory.mktemp("made"))
+    for shipped, other in (("ett", SERIES), ("shakespeare", TEXT)):
+        source = SHIPPED_BUNDLES / shipped
+        source = source if (source / bundles.MANIFEST).exists() else made / other
+        (directory / source.name).symlink_to(source)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def roomy(models: Path) -> Iterator[Service]:
+    """A service with a slot for everybody."""
+    with serving(models) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def crowded(models: Path) -> Iterator[Service]:
+    """A service with 8 slots: whoever steps comes from the host and goes back to it."""
+    with serving(models, slots=8, max_batch=8) as service:
+        yield service
+
+
+def material_of(service: Service, task: str) -> Material:
+    bundle = service.of(task)
+    assert bundle is not None
+    return make_material(bundle)
+
+
+class Line:
+    """One session's two ways to the service, each a connection that is kept: HTTP and a stream."""
+
+    def __init__(self, service: Service, material: Material, session_id: str) -> None:
+        self.material = material
+        self._path = f"/v1/models/{material.bundle.name}/sessions/{session_id}"
+        self._url, self._ws = urlsplit(service.url), service.ws
+
+    async def open(self) -> Line:
+        self._stream = await connect(f"{self._ws}{self._path}/stream", proxy=None, max_size=None)
+        self._reader, self._writer = await asyncio.open_connection(
+            self._url.hostname, self._url.port, limit=2**24
+        )
+        return self
+
+    async def close(self) -> None:
+        await self._stream.close()
+        self._writer.close()
+        await self._writer.wait_closed()
+
+    async def over_http(self, message: str) -> Any:
+        """By hand: a client's pool of connections would cost more than all else here."""
+        body = message.encode()
+        self._writer.write(
+            f"POST {self._path}/steps HTTP/1.1\r\nHost: {self._url.netloc}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+        return json.loads(await self._reader.readexactly(length))
+
+    async def over_the_stream(self, message: str) -> Any:
+        await self._stream.send(message)
+        return json.loads(await self._stream.recv())
+
+    async def converse(self, begin: int, seed: int) -> NDArray[np.float64]:
+        """Requests of 1 to 50 steps, each by the one way or the other; their outputs, normalised."""
+        material = self.material
+        random, steps = Random(seed), STEPS[material.bundle.spec.architecture.task]
+        outputs: list[Any] = []
+        while len(outputs) < steps:
+            at = len(outputs)
+            count = min(random.choice((1, random.randint(1, 50))), steps - at)
+            way = random.choice((self.over_http, self.over_the_stream))
+            reply = await way(material.message(begin + at, begin + at + count, at))
+            assert reply.get("next_step") == at + count, reply
+            outputs += reply["outputs"]
+        return material.normalised(outputs)
+
+
+async def converse_all(service: Service, material: Material, name: str) -> float:
+    """200 sessions at once; the largest deviation of any output from the reference."""
+    steps = STEPS[material.bundle.spec.architecture.task]
+    random = Random(name)
+    begins = [random.randrange(len(material.prepared) - steps) for _ in range(SESSIONS)]
+    lines = [await Line(service, material, f"{name}-{n}").open() for n in range(SESSIONS)]
+    outputs = await asyncio.gather(
+        *(line.converse(begin, seed) for seed, (line, begin) in enumerate(zip(lines, begins, strict=True)))
+    )
+    await asyncio.gather(*(line.close() for line in lines))
+    references, worst = References(material.bundle, SESSIONS), 0.0
+    rows = np.array(begins)
+    for t in range(steps):
+        expected = references.step(material.prepared[rows + t])
+        worst = max(worst, float(np.abs(np.array([o[t] for o in outputs]) - expected).max()))
+    print(f"{material.bundle.name}: largest deviation {worst:.3g}")  # shown by -rP
+    return worst
+
+
+@pytest.mark.parametrize("task", ["series", "text"])
+def test_side_by_side_the_references_are_the_reference(models: Path, task: str) -> None:
+    """The oracle of this file against the oracle of the house."""
+    material = next(
+        make_material(b) for b in map(bundles.load, bundles.find(models)) if b.spec.architecture.task == task
+    )
+    weights = {name: tensor.numpy() for name, tensor in material.bundle.weights.items()}
+    batch, begins = References(material.bundle, 3), np.array([0, 100, 999])
+    alone = [Reference(material.bundle.spec, weights) for _ in begins]
+    for t in range(40):
+        together = batch.step(material.prepared[begins + t])
+        for b, begin in enumerate(begins):
+            np.testing.assert_allclose(
+                together[b], alone[b].step(material.prepared[begin + t])[0], atol=1e-12
+            )
+    np.testing.assert_allclose(batch.h[:, 1], alone[1].h, atol=1e-12)
+    np.testing.assert_allclose(batch.c[:, 1], alone[1].c, atol=1e-12)
+
+
+@pytest.mark.parametrize("task", ["series", "text"])
+async def test_every_session_is_the_reference_alone(roomy: Service, task: str) -> None:
+    material = material_of(roomy, task)
+    worst = await converse_all(roomy, material, f"roomy-{task}")
+    assert worst <= TOLERANCE, f"{material.bundle.name}: largest deviation {worst:.3g}"
+    assert roomy.metric("cellstate_evictions_total", model=material.bundle.name) == 0
+    assert roomy.metric("cellstate_steps_total", model=material.bundle.name) >= SESSIONS * STEPS[task]
+
+
+@pytest.mark.parametrize("task", ["series", "text"])
+async def test_sessions_that_spill_all_the_time_are_the_reference_too(crowded: Service, task: str) -> None:
+    material = material_of(crowded, task)
+    worst = await converse_all(crowded, material, f"crowded-{task}")
+    assert worst <= TOLERANCE, f"{material.bundle.name}: largest deviation {worst:.3g}"
+    for moves in ("evictions", "restores"):
+        assert crowded.metric(f"cellstate_{moves}_total", model=material.bundle.name) > 500
+
+
+async def test_20_000_single_steps_over_one_stream_do_not_drift(roomy: Service) -> None:
+    material = material_of(roomy, "series")
+    weights = {name: tensor.numpy() for name, tensor in material.bundle.weights.items()}
+    reference, rows = Reference(material.bundle.spec, weights), len(material.prepared)
+    url = f"{roomy.ws}/v1/models/{material.bundle.name}/sessions/long/stream"
+    worst, reply = 0.0, {}
+    async with connect(url, proxy=None) as stream:
+
+        async def talk() -> None:
+            for step in range(LONG):
+                at, last = step % rows, step == LONG - 1
+                more = {"return": ["outputs", "state"]} if last else {}
+                await stream.send(material.message(at, at + 1, step, **more))
+
+        talking = asyncio.ensure_future(talk())
+        for step in range(LONG):
+            reply = json.loads(await stream.recv())
+            assert reply.get("next_step") == step + 1, reply
+            expected = reference.step(material.prepared[step % rows])[0]
+            worst = max(worst, float(np.abs(material.normalised(reply["outputs"][0]) - expected).max()))
+        await talking
+    drift = max(
+        float(np.abs(np.array(reply["state"]["h"]) - reference.h).max()),
+        float(np.abs(np.array(reply["state"]["c"]) - reference.c).max()),
+    )
+    print(f"drift {drift:.3g}, largest deviation of an output {worst:.3g}")
+    assert drift <= DRIFT, f"after {LONG} steps the state has drifted by {drift:.3g}"
+    assert worst <= TOLERANCE, f"largest deviation of an output {worst:.3g}"
