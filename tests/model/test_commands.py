@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,6 +183,28 @@ def test_what_cant_be_done_is_one_line_and_exit_code_2(
     assert message in error
     assert "Traceback" not in error
     assert not (here / "bundles").exists()
+
+
+def test_a_reader_that_closes_early_is_no_error() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "model.commands",
+        "inspect",
+        str(Path(bundles.__file__).parent / "bundles" / "ett"),
+    ]
+    with subprocess.Popen(
+        command,
+        cwd=Path(bundles.__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("split", ["a,b", "", "0.9;0.1"])

@@ -13,7 +13,8 @@ import torch
 from model import bundle as bundles
 from model.data import read_series, read_text, split
 from model.errors import BundleMalformed, DataError
-from model.evaluate import TOLERANCE, compare, evaluate, figures, measure
+from model.evaluate import TOLERANCE, compare, evaluate, figures, measure, series_tensors
+from model.streaming import targets
 from tests.model.making import SHARED_DATA, make_network, make_spec
 
 SHIPPED = Path(bundles.__file__).parent / "bundles"
@@ -118,6 +119,26 @@ def test_the_transformer_beats_both_naive_forecasts() -> None:
     for naive in ("persistence", "seasonal"):
         for figure in ("mse_1", "mae_1", "mse_24", "mae_24"):
             assert table["model"][figure] < table[naive][figure]
+
+
+@needs_data
+def test_the_transformers_state_stays_bounded_and_its_quality_holds() -> None:
+    """Three passes over the rows in one stream, 43,200 steps: the last forecasts as the first did."""
+    bundle = bundles.load(SHIPPED / "ett")
+    network = bundle.network()
+    data = read_series(SHARED_DATA / "ETTh1.csv", [s.name for s in bundle.spec.inputs])
+    x, outputs = series_tensors(data, bundle.spec)
+    rows = torch.arange(11519, 14376)
+    truth = targets(outputs, rows, 24)
+    state, errors, largest = None, [], []
+    with torch.no_grad():
+        for _ in range(3):
+            y, state = network(x[:14400, None], state)
+            errors.append((y[rows, 0] - truth).square().mean().item())
+            largest.append(state[1].abs().max().item())
+    assert errors[0] == pytest.approx(bundle.quality["table"]["model"]["mse_24"], rel=TOLERANCE)
+    assert errors[2] == pytest.approx(errors[0], rel=1e-4)
+    assert max(largest) < 10
 
 
 def test_shakespeare_is_as_good_as_promised() -> None:
