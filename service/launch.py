@@ -78,6 +78,8 @@ def first_request(bundle: Bundle, base_url: str) -> str:
     if bundle.spec.architecture.task == "text":
         sample = "".join(c for c in "To be, or not to be" if c in bundle.spec.vocabulary)
         body["text"] = sample or bundle.spec.vocabulary[:8].replace("'", "")
+        # The log-probabilities of every character after every character would fill the terminal
+        body |= {"generate": {"length": 80, "temperature": 0.5}, "return": []}
     else:
         body["inputs"] = [[float(f"{signal_.mean:.3g}") for signal_ in bundle.spec.inputs]]
     return (

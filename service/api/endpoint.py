@@ -35,7 +35,7 @@ class ModelEndpoint:
         if returns is None and body.horizon is None and body.generate is None:
             options = PLAIN
         else:
-            options = self._options(body, returns or ["outputs"], len(steps))
+            options = self._options(body, ["outputs"] if returns is None else returns, len(steps))
         timeout_s = None if body.timeout_ms is None else body.timeout_ms / 1000
         return StepCommand(session_id, steps, body.step, options, timeout_s)
 

@@ -78,7 +78,9 @@ class StepBody(Sequence):
 
     step: StepNumber | None = Field(None, description="number of the first step; a retry repeats it")
     returns: list[Literal["outputs", "gates", "state"]] | None = Field(
-        None, alias="return", min_length=1, description="what the reply holds; default outputs"
+        None,
+        alias="return",
+        description="what the reply holds beside forecast and generated; default outputs",
     )
 
 

@@ -159,7 +159,6 @@ OPTIONS = [
     sampling("seed in a string", "seed", "1"),
     option("an unknown field", "horizons", 3, "Extra inputs"),
     option("the Python name of a field", "returns", ["state"], "Extra inputs"),
-    option("return empty", "return", []),
     wrong("return unknown", {**ONE, "return": ["hidden"]}, "return[0]"),
     option("return as a string", "return", "gates"),
     option("step -1", "step", -1),
