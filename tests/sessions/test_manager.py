@@ -201,6 +201,10 @@ async def test_an_idle_session_expires_and_says_so_until_it_is_opened_again() ->
         assert house.manager.counters.ended == {"expired": 1}
         assert house.manager.open("a").next_step == 0
         assert (await house.step("a", 1, 0)).replayed is False
+        await house.manager.end("a")  # this one did not expire
+        with pytest.raises(SessionNotFound):
+            house.manager.facts("a")
+        assert (await house.step("a", 1, 0)).next_step == 1
 
 
 async def test_reading_facts_does_not_keep_a_session_alive() -> None:
@@ -373,6 +377,14 @@ async def test_a_request_cancelled_before_its_start_never_happened() -> None:
         )
         await house.at("a", 2, oracle)
         assert not house.manager.counters.rejected
+
+
+async def test_an_end_cancelled_before_its_turn_ends_nothing() -> None:
+    with make_house() as house:
+        running = house.manager.step(make_command("a", 9, 0))
+        house.manager.end("a").cancel()
+        assert (await running).next_step == 9
+        assert (await house.step("a", 1, 9)).next_step == 10
 
 
 async def test_a_request_cancelled_after_its_start_is_committed_and_a_retry_gets_its_reply() -> None:
