@@ -134,9 +134,9 @@ async def _register(root: Any, entry: Replica) -> None:
 class Root:
     """What belongs to no model: the list of models, the metrics of all replicas, health, the API's page."""
 
-    async def __init__(self, models: Sequence[str], timeout_s: float = 5.0) -> None:  # type: ignore[misc]
+    async def __init__(self, models: Sequence[str], door: str) -> None:  # type: ignore[misc]
         self._seen: dict[str, tuple[float, Replica]] = {}
-        self._cluster = Cluster(models, self._replicas, metrics_merge.merge, _describe, timeout_s=timeout_s)
+        self._cluster = Cluster(models, self._replicas, metrics_merge.merge, _describe, door=door)
         shortcut.serve(_Whole(self._cluster, ""))
 
     def __serve_build_asgi_app__(self) -> ASGI:
@@ -167,7 +167,7 @@ def model_application(settings: Settings, model: str, bundle: Path) -> serve.App
 def root_application(settings: Settings, models: Sequence[str]) -> serve.Application:
     """The rest, to be run at /."""
     decorate = serve.deployment(ray_actor_options={"num_cpus": 0}, **_options(settings))
-    return decorate(Root).bind(list(models))
+    return decorate(Root).bind(list(models), settings.url)
 
 
 def _cluster_has_gpu() -> bool:

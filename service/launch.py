@@ -6,6 +6,7 @@ is imported only after it is set.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,13 +17,19 @@ import sys
 import threading
 import time
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
+
+import httpx
 
 from model.bundle import Bundle, find, load
 from model.errors import BundleError
 from service import front_door, listener, processes, supervisor
 from service.settings import Settings
+
+#: Seconds the front door may take to lead to the models once they are ready.
+DOOR_S = 30.0
 
 
 class Refused(Exception):
@@ -90,11 +97,21 @@ def first_request(bundle: Bundle, base_url: str) -> str:
 
 def banner(settings: Settings, served: dict[str, tuple[Path, Bundle]], seconds: float) -> str:
     """What the user reads when the service is ready."""
-    shown = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
-    base_url = f"http://[{shown}]:{settings.port}" if ":" in shown else f"http://{shown}:{settings.port}"
-    lines = [f"ready after {seconds:.1f} s: {base_url} (also /docs, /metrics); Ctrl-C stops it", ""]
-    lines += ["A first request:", *(f"  {first_request(b, base_url)}" for _, b in served.values())]
+    lines = [f"ready after {seconds:.1f} s: {settings.url} (also /docs, /metrics); Ctrl-C stops it", ""]
+    lines += ["A first request:", *(f"  {first_request(b, settings.url)}" for _, b in served.values())]
     return "\n".join(lines)
+
+
+def wait_for_door(settings: Settings) -> None:
+    """Returns when the front door leads to every model: it learns of a replica after the replica is ready.
+    Raises TimeoutError."""
+    deadline = time.monotonic() + DOOR_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{settings.url}/readyz", trust_env=False).status_code == HTTPStatus.OK:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"the front door at {settings.url} did not lead to the models within {DOOR_S:g} s")
 
 
 def main(arguments: list[str]) -> int:
@@ -121,6 +138,7 @@ def main(arguments: list[str]) -> int:
         # Ray installs a handler of its own meanwhile.
         signal.signal(signal.SIGTERM, end_at_once)
         deployments.deploy(settings, {name: path for name, (path, _) in served.items()})
+        wait_for_door(settings)
     except Refused as error:
         print(f"cellstate: {error}", file=sys.stderr)
         return 2

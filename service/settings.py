@@ -75,6 +75,12 @@ class Settings:
                 "replicas: more than 1 needs a store that replicas share; memory: is one replica's own"
             )
 
+    @property
+    def url(self) -> str:
+        """Where this machine reaches the front door."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 (compared)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
 
 def check(f: Field[Any], value: Any) -> None:
     """Raises SettingError unless the value fits the setting's choices and bounds."""

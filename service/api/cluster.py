@@ -56,6 +56,7 @@ class Cluster:
 
     `replicas` lists those that live. `merge` makes one exposition of many, by replica. `describe` makes of
     the models' facts the OpenAPI document and the page that shows it; it may take its time, in a thread.
+    `door`: the front door of this machine, which must lead to the models before they count as ready.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Cluster:
         describe: Callable[[list[Facts]], tuple[bytes, bytes]],
         client: httpx.AsyncClient | None = None,
         timeout_s: float = 5.0,
+        door: str = "",
     ) -> None:
+        self._door = door
         self._models = tuple(models)
         self._replicas = replicas
         self._merge = merge
@@ -165,6 +168,10 @@ class Cluster:
         missing = [name for name in self._models if name not in ready]
         if missing:
             raise Unavailable(f"no replica of {', '.join(missing)} is ready", retry_after_s=1)
+        if self._door:
+            paths = [f"{self._door}/v1/models/{name}" for name in self._models]
+            if None in await asyncio.gather(*(self._ask(path) for path in paths)):
+                raise Unavailable("the front door does not lead to every model yet", retry_after_s=1)
         return Reply(200, JSON, b'{"status":"ok"}')
 
     async def _ask_all(self, path: str) -> dict[str, httpx.Response]:

@@ -45,7 +45,7 @@ def describe(models: list[Facts]) -> tuple[bytes, bytes]:
     return json.dumps({"openapi": "3.1.0", "names": names}).encode(), f"<p>{names}</p>".encode()
 
 
-def make_cluster(models: list[str], **replicas: FakeReplica) -> Cluster:
+def make_cluster(models: list[str], door: str = "", **replicas: FakeReplica) -> Cluster:
     """A cluster of replicas named by keyword, each at http://<name>."""
     mounts = {f"http://{name}": httpx.ASGITransport(app) for name, app in replicas.items()}
     client = httpx.AsyncClient(transport=httpx.ASGITransport(_unreachable), mounts=mounts)
@@ -57,7 +57,7 @@ def make_cluster(models: list[str], **replicas: FakeReplica) -> Cluster:
     async def listed() -> list[Replica]:
         return entries
 
-    return Cluster(models, listed, merge, describe, client, timeout_s=0.2)
+    return Cluster(models, listed, merge, describe, client, timeout_s=0.2, door=door)
 
 
 async def _unreachable(scope: Scope, receive: Receive, send: Send) -> None:
@@ -174,3 +174,13 @@ async def test_a_stream_to_nowhere_is_closed() -> None:
     await make_cluster(["a"])({"type": "websocket", "path": "/x"}, receiver(), send)
     assert [m["type"] for m in sent] == ["websocket.close"]
     assert sent[0]["code"] == 4404
+
+
+async def test_it_is_not_ready_before_the_front_door_leads_to_the_models() -> None:
+    closed = await ask(make_cluster(["a"], r1=FakeReplica("a"), door="http://no-door"), "/readyz")
+    assert closed.status_code == 503
+    assert "front door" in closed.json()["detail"]
+    leads = FakeReplica("a")
+    leads.answers["/v1/models/a"] = (200, "application/json", b"{}")
+    opened = await ask(make_cluster(["a"], r1=leads, door="http://r1"), "/readyz")
+    assert opened.status_code == 200
