@@ -141,6 +141,17 @@ def test_the_transformers_state_stays_bounded_and_its_quality_holds() -> None:
     assert max(largest) < 10
 
 
+@pytest.mark.parametrize("name", ["ett", "shakespeare"])
+def test_the_documentation_shows_the_manifests_figures_and_command(name: str) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text()
+    bundle = bundles.load(SHIPPED / name)
+    for row in bundle.quality["table"].values():
+        for figure, value in row.items():
+            assert (f"{100 * value:.1f} %" if figure == "accuracy" else f"{value:.3f}") in page
+    assert bundle.training["command"] in page.replace(" \\\n  ", " ")
+    assert bundle.training["data"]["sha256"] in page
+
+
 def test_shakespeare_is_as_good_as_promised() -> None:
     quality = bundles.load(SHIPPED / "shakespeare").quality
     assert quality["part"] == "validation"
