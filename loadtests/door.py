@@ -162,10 +162,13 @@ def measure(target: Target, args: argparse.Namespace) -> list[Row]:
 
 def run_wrk(way: str, url: str, target: Target, connections: int, seconds: int) -> Row:
     """One row over HTTP, by wrk in a single thread."""
+    # wrk's script does not know which connection it speaks for: with a session each, two of them would often
+    # meet in one session and wait for each other. So there are more sessions, and they take turns.
+    sessions = connections if connections == 1 else 4 * connections
     model, values = f"/v1/models/{target.model}", _values(target.inputs)
     prefix = f"bench-{secrets.token_hex(4)}-"
     with httpx.Client(trust_env=False) as client:
-        for number in range(connections):
+        for number in range(sessions):
             opening = f'{{"step":0,"inputs":[[{values}]]}}'
             headers = {"content-type": "application/json"}
             reply = client.post(
@@ -174,7 +177,7 @@ def run_wrk(way: str, url: str, target: Target, connections: int, seconds: int) 
             reply.raise_for_status()
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(STEPS), url]
     done = subprocess.run(
-        [*command, "--", model, str(connections), prefix, values],
+        [*command, "--", model, str(sessions), prefix, values],
         capture_output=True,
         text=True,
         timeout=seconds + 60,

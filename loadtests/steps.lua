@@ -1,4 +1,4 @@
--- wrk script: steps open sessions in turn, as many as there are connections.
+-- wrk script: steps open sessions in turn.
 -- Arguments behind --: path of the model, number of sessions, prefix of their ids, values of one step.
 -- The sessions must be open: wrk asks this script for requests that it never sends, so none may matter.
 

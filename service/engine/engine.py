@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from model.network import Network
 from service.engine.arena import Arena
+from service.engine.cpu_runner import CpuRunner
 from service.engine.jobs import Job, Phase, Place, StateHandle
 from service.engine.runner import Batch, Outcome, Runner
 from service.engine.scheduler import Scheduler
@@ -61,7 +62,9 @@ class Engine:
             raise ValueError(f"slots must be at least 3, not {slots}")
         arch = network.spec.architecture
         self.arena = Arena(arch.num_layers, slots, arch.hidden_size, device)
-        self.runner = Runner(network, self.arena)
+        self.runner = (
+            CpuRunner(network, self.arena, max_batch) if device.type == "cpu" else Runner(network, self.arena)
+        )
         self.slots = SlotTable(slots)
         self.scheduler: Scheduler[Job] = Scheduler(max_batch, quantum, tick_steps)
         self.clock = clock

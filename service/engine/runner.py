@@ -58,6 +58,10 @@ class Runner:
         self.head_weight = network.head.weight[next_step].t().contiguous().detach()
         self.head_bias = network.head.bias[next_step].detach()
 
+    def _products(self) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's matrix [I + H, 4H] and bias [4H], gate order i, f, g, o."""
+        return list(zip(self.weights, self.biases, strict=True))
+
     def _layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         return [self.network.lstm.layer(k) for k in range(self.arch.num_layers)]
 
@@ -123,7 +127,7 @@ class Runner:
         Returns the top layer's h [B, H]: a row of the state given, so read it before the next step.
         """
         layer_in = self.network.embed(x)
-        for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        for k, (weight, bias) in enumerate(self._products()):
             gates = torch.addmm(bias, torch.cat((layer_in, h[k]), 1), weight)  # [B, 4H]: i, f, g, o
             i, f, g, o = gates.chunk(4, 1)
             c_k, h_k = c[k], h[k]
