@@ -76,6 +76,7 @@ class Listener:
                 access_log=False,
                 log_config=None,
                 server_header=False,
+                proxy_headers=False,  # nobody here asks who the client is
                 # Above the idle time of the usual connection pools: they close first, so that no request
                 # meets a connection that is being closed here.
                 timeout_keep_alive=90,

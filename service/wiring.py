@@ -28,6 +28,9 @@ from service.settings import SettingError, Settings
 
 log = logging.getLogger("cellstate")
 
+#: Objects made and kept before the collector looks at the young ones; Python's default is 700.
+GC_ALLOCATIONS = 20_000
+
 
 class Application:
     """One ASGI 3 callable for the bundles it was built with: http, websocket, lifespan."""
@@ -79,9 +82,11 @@ class Application:
             self._endpoints[bundle.name] = endpoint
         sources = [Source(e.bundle.name, e.bundle.version, e.manager) for e in self._endpoints.values()]
         self._exposition = Exposition(sources, self.requests)
-        # What is here now stays: the collector need not walk torch and Ray each time sessions pile up
+        # What is here now stays: the collector need not walk torch and Ray each time sessions pile up. And
+        # what a request leaves behind goes by its reference count, so the collector need not look so often.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(GC_ALLOCATIONS)
         self._started = True
 
     async def shutdown(self) -> None:

@@ -19,7 +19,7 @@ class ClientGone(Exception):
     """The client hung up before its request was whole; nobody waits for a response."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)  # frozen would double the cost of making one
 class Response:
     """What is sent back. `headers` beside content-type and content-length."""
 
@@ -50,18 +50,16 @@ class Response:
 class Request:
     """A request whose body is read when it is asked for."""
 
-    __slots__ = ("_limit", "_receive", "method", "model", "scope", "session_id")
+    __slots__ = ("_headers", "_limit", "_receive", "method", "model", "scope", "session_id")
 
     def __init__(self, scope: Scope, receive: Receive, limit: int, model: str, session_id: str) -> None:
         self.scope, self._receive, self._limit = scope, receive, limit
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self.method: str = scope["method"]
         self.model, self.session_id = model, session_id
 
     def header(self, name: bytes) -> bytes | None:
-        for key, value in self.scope["headers"]:
-            if key == name:
-                return bytes(value)
-        return None
+        return self._headers.get(name)
 
     async def body(self) -> bytes:
         """The whole body. Raises TooLarge as soon as it is known to be, ClientGone if it breaks off."""
@@ -102,7 +100,7 @@ class Request:
                 f"the body must not be compressed, here: {coding.decode('latin-1')[:80]}"
             )
         kind = self.header(b"content-type")
-        if kind is not None:
+        if kind is not None and kind != b"application/json":
             media = kind.partition(b";")[0].strip().lower()
             if media != b"application/json" and not media.endswith(b"+json"):
                 raise UnsupportedMediaType(

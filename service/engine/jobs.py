@@ -47,10 +47,11 @@ class Phase(enum.Enum):
     ABORTED = "aborted"  # the new state is gone
 
 
-_LEGAL = {
-    Phase.WAITING: {Phase.RUNNING, Phase.DROPPED, Phase.FAILED},
-    Phase.RUNNING: {Phase.DONE, Phase.FAILED},
-    Phase.DONE: {Phase.COMMITTED, Phase.ABORTED},
+# Tuples of members: `in` compares them by identity, where a set would call Enum's hash in Python
+_LEGAL: dict[str, tuple[Phase, ...]] = {
+    "waiting": (Phase.RUNNING, Phase.DROPPED, Phase.FAILED),
+    "running": (Phase.DONE, Phase.FAILED),
+    "done": (Phase.COMMITTED, Phase.ABORTED),
 }
 
 
@@ -89,8 +90,9 @@ class Job:
 
     def move(self, phase: Phase) -> None:
         """To another phase; an illegal move is a bug of the engine and raises."""
-        if phase not in _LEGAL.get(self.phase, ()):
-            wanted = ", ".join(p.value for p in _LEGAL.get(self.phase, ())) or "no move at all"
+        legal = _LEGAL.get(self.phase._value_, ())
+        if phase not in legal:
+            wanted = ", ".join(p.value for p in legal) or "no move at all"
             raise RuntimeError(f"a job that is {self.phase.value} expected {wanted}; {phase.value} came")
         self.phase = phase
 

@@ -45,7 +45,7 @@ class EngineLoop:
 
     def _turn(self) -> None:
         waiting = len(self.engine.scheduler)
-        if waiting > self._waiting and self._polls < RE_POLLS:
+        if waiting > max(1, self._waiting) and self._polls < RE_POLLS:
             self._waiting, self._polls = waiting, self._polls + 1
             self._loop.call_soon(self._turn)
             return

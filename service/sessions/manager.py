@@ -374,7 +374,7 @@ class SessionManager:
         if session is not None:
             session.current = None
         self._finish(ticket, reply, error)
-        if session is not None:
+        if session is not None and (session.waiting or session.opened_by_step):
             self._advance(session)
 
     def _finish(self, ticket: Ticket, result: Any = None, error: BaseException | None = None) -> None:

@@ -34,7 +34,7 @@ class Options:
 PLAIN = Options()
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)  # frozen would double the cost of making one
 class StepCommand:
     """One request for one session, checked as far as it can be without the session."""
 
@@ -45,7 +45,7 @@ class StepCommand:
     timeout_s: float | None = None
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)  # frozen would double the cost of making one
 class Reply:
     """The answer to a request, as numbers.
 

@@ -26,7 +26,7 @@ class Ending(enum.Enum):
     EXPIRED = "expired"  # it was idle for longer than its time to live
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)  # frozen would double the cost of making one
 class StepRecord:
     """One committed request of one session, to be kept with others in one group commit."""
 

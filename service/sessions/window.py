@@ -13,7 +13,7 @@ from service.sessions.inputs import Steps
 from service.sessions.replies import PLAIN, Options, Reply
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)  # frozen would double the cost of making one
 class Committed:
     """One committed request: its raw inputs and its reply."""
 
