@@ -82,6 +82,8 @@ class Listener:
                 timeout_keep_alive=90,
                 timeout_graceful_shutdown=max(1, round(settings.drain_s)),
                 ws_max_size=settings.max_body_bytes,
+                # A pong stands behind what its client has sent ahead, however long that takes to be stepped
+                ws_ping_timeout=None,
                 backlog=2048,
             )
         )

@@ -56,6 +56,18 @@ class CpuRunner(Runner):
         self._columns = None if columns is None else columns.numpy()
         self._embedding = None if network.embedding is None else network.embedding.weight.detach().numpy()
 
+    def warm(self, max_batch: int) -> None:
+        """As the plain runner, and single steps too. They write to the padding row, which is zeroed again."""
+        super().warm(max_batch)
+        size, pad = 1, self.arena.padding
+        while size <= max_batch:
+            shape = (1, self.arch.input_size) if self.scaler else (1,)
+            x = np.zeros(shape, np.float32 if self.scaler else np.int64)
+            self.run(Batch(source=[pad] * size, target=[pad] * size, inputs=[x] * size))
+            size *= 2
+        for rows in (*self._h, *self._c):
+            rows[pad] = 0
+
     def run(self, batch: Batch) -> Outcome:
         if len(batch.inputs[0]) > 1 or batch.heads or batch.traced:
             return super().run(batch)

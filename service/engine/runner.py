@@ -107,6 +107,7 @@ class Runner:
             last = torch.tensor([ends[b] - 1 for b in batch.heads], device=self.device)
             whole = self.network.predict(flat.index_select(0, last), prepared.index_select(0, last))
             heads = dict(zip(batch.heads, whole.cpu().numpy(), strict=True))
+            self._agree(outputs, [ends[b] - 1 for b in batch.heads], list(heads.values()))
         parts = [outputs[end - t : end] for end, t in zip(ends, lengths, strict=True)]
         return Outcome(parts, heads), h, c
 
@@ -156,6 +157,14 @@ class Runner:
             y += prepared.index_select(1, columns)
         return self.scaler.denormalise(y.cpu().numpy())
 
+    def _agree(
+        self, outputs: NDArray[np.floating], rows: list[int], heads: list[NDArray[np.float32]]
+    ) -> None:
+        """Writes the heads' first lead over the same outputs: another product of the same numbers differs in
+        the last digit, and a reply would contradict its own forecast."""
+        for row, head in zip(rows, heads, strict=True):
+            outputs[row] = head[0] if self.scaler is None else self.scaler.denormalise(head[0])
+
     def _run_traced(self, batch: Batch) -> Outcome:
         """One session by the written-out cell, its gates kept at every step."""
         (x,) = (torch.from_numpy(a).to(self.device) for a in batch.inputs)
@@ -173,5 +182,8 @@ class Runner:
         top = torch.cat(tops)
         outputs = self._outputs(top, x)
         self.arena.scatter(batch.target, h, c)
-        heads = {0: self.network.predict(top[-1:], x[-1:])[0].cpu().numpy()} if batch.heads else {}
+        heads: dict[int, NDArray[np.float32]] = {}
+        if batch.heads:
+            heads[0] = self.network.predict(top[-1:], x[-1:])[0].cpu().numpy()
+            self._agree(outputs, [len(x) - 1], [heads[0]])
         return Outcome([outputs], heads, torch.stack(steps).cpu().numpy())

@@ -8,6 +8,7 @@ import torch
 
 from model.config import ModelSpec
 from service.engine.arena import Arena
+from service.engine.cpu_runner import CpuRunner
 from service.engine.jobs import Prepared
 from service.engine.runner import Batch, Outcome, Runner
 from tests.engine.making import DEVICES, TOLERANCE, Oracle, make_inputs, make_network, make_spec
@@ -23,9 +24,11 @@ MODELS = {
 }
 
 
-def make_runner(spec: ModelSpec, device: torch.device = DEVICES[0]) -> Runner:
+def make_runner(spec: ModelSpec, kind: str = "plain", device: torch.device = DEVICES[0]) -> Runner:
     arch = spec.architecture
-    return Runner(make_network(spec), Arena(arch.num_layers, SLOTS, arch.hidden_size, device))
+    arena = Arena(arch.num_layers, SLOTS, arch.hidden_size, device)
+    network = make_network(spec)
+    return CpuRunner(network, arena, SLOTS) if kind == "cpu" else Runner(network, arena)
 
 
 @pytest.fixture(params=list(MODELS.values()), ids=list(MODELS))
@@ -34,9 +37,9 @@ def spec(request: pytest.FixtureRequest) -> ModelSpec:
     return chosen
 
 
-@pytest.fixture(params=DEVICES, ids=str)
+@pytest.fixture(params=[("cpu", DEVICES[0]), *(("plain", d) for d in DEVICES)], ids=str)
 def runner(spec: ModelSpec, request: pytest.FixtureRequest) -> Runner:
-    return make_runner(spec, request.param)
+    return make_runner(spec, *request.param)
 
 
 def fresh(runner: Runner, *inputs: Prepared, **how: object) -> Outcome:
@@ -160,3 +163,12 @@ def test_a_run_that_raises_leaves_every_row_as_it_was() -> None:
         runner.run(Batch([0, 0], [1, 2], [unknown, unknown[:1]]))
     for old, new in zip(before, runner.arena.fetch(list(range(SLOTS + 1))), strict=True):
         np.testing.assert_array_equal(new, old)
+
+
+def test_a_forecast_begins_with_the_output(runner: Runner) -> None:
+    spec = runner.network.spec
+    for inputs in (make_inputs(spec, 1), make_inputs(spec, 5)):
+        for traced in (False, True):
+            outcome = fresh(runner, inputs, heads=[0], traced=traced)
+            newest = as_user(spec, outcome.heads[0][0].astype(np.float64))
+            np.testing.assert_array_equal(outcome.outputs[0][-1], newest)
