@@ -128,6 +128,8 @@ def main() -> None:
         log_level="warning",
         access_log=False,
         ws_max_size=settings.max_body_bytes,
+        timeout_keep_alive=600,  # a test decides when its connections end, however slow the machine
+        ws_ping_timeout=None,  # the pong of a client that sent ahead is behind what it sent
         timeout_graceful_shutdown=10,
     )
     listener = socket.create_server(("127.0.0.1", 0))
