@@ -12,7 +12,8 @@ CellstateError
 │   ├── SessionExpired       its time to live ran out
 │   └── SessionLost          it was kept in memory only, and that memory is gone
 ├── NoCapacity             a limit on sessions or on waiting requests is reached
-├── Unavailable            draining, or a part this needs is away; the session has not moved
+├── Unavailable            a part this needs is away; the session has not moved
+    │   └── Stopping             this process takes nothing more; come back, maybe to another
 ├── DeadlineExceeded       the request's own deadline passed before it was started
 └── EngineFailure          the engine could not run the request; the session has not moved
 """
@@ -83,6 +84,10 @@ class NoCapacity(CellstateError):
 
 class Unavailable(CellstateError):
     """The service can't take this now; nothing has happened. Facts: `retry_after_s`."""
+
+
+class Stopping(Unavailable):
+    """This process takes nothing more. Facts: `retry_after_s`."""
 
 
 class DeadlineExceeded(CellstateError):

@@ -43,7 +43,7 @@ class Settings:
     threads: int = setting(1, "threads of tensor arithmetic in each replica on a CPU", least=1)
     store: str = setting("memory:", "where sessions are kept: memory:")
     durability: str = setting("none", "of a session that asks for none itself: none", choices=("none",))
-    slots: int = setting(4096, "sessions resident on the device, for each replica", least=1)
+    slots: int = setting(4096, "sessions resident on the device, for each replica", least=3)
     host_sessions: int = setting(
         1_000_000, "sessions spilled to host memory, for each replica, beyond the resident ones", least=0
     )

@@ -42,7 +42,7 @@ class Api:
             return
         except asyncio.CancelledError:
             raise
-        except Exception:
+        except Exception:  # a bug of ours: its client still gets an answer, and the log the reason
             log.exception("a handler of %s failed", template)
             own = EngineFailure("the service met an error of its own; it is in its log", retry_after_s=1)
             response = Response.of(own, 503)

@@ -23,6 +23,7 @@ from service.errors import (
     SessionLost,
     SessionNotFound,
     StepConflict,
+    Stopping,
     TooLarge,
     Unavailable,
     UnsupportedMediaType,
@@ -58,7 +59,8 @@ TABLE: dict[type[CellstateError], Kind] = {
     SessionExpired: Kind(410, "session_expired", "The session has expired", 4410),
     SessionLost: Kind(410, "session_lost", "The session is lost", 4410),
     NoCapacity: Kind(429, "no_capacity", "There is no room now"),
-    Unavailable: Kind(503, "unavailable", "The service can't do this now", 1012),
+    Unavailable: Kind(503, "unavailable", "The service can't do this now"),
+    Stopping: Kind(503, "unavailable", "The service can't do this now", 1012),
     DeadlineExceeded: Kind(504, "deadline_exceeded", "The deadline passed"),
     EngineFailure: Kind(503, "engine_failure", "The engine could not run the request"),
 }

@@ -16,7 +16,7 @@ from service.api.render import dumps
 from service.api.routes import Site
 from service.api.schemas import StepBody
 from service.asgi import Receive, Send
-from service.errors import BadRequest, CellstateError, EngineFailure, Unavailable
+from service.errors import BadRequest, CellstateError, EngineFailure, Stopping
 
 log = logging.getLogger("cellstate.api")
 
@@ -56,11 +56,11 @@ class Streams:
         except asyncio.CancelledError:
             if not self.stopping:
                 raise
-            await _tell(send, Unavailable("the service is stopping; come back", retry_after_s=1))
+            await _tell(send, Stopping("the service is stopping; come back", retry_after_s=1))
             await send({"type": "websocket.close", "code": 1012})
         except OSError:
             raise
-        except Exception:
+        except Exception:  # a bug of ours, as in `app`
             log.exception("a stream failed")
             await _tell(send, EngineFailure("the service met an error of its own", retry_after_s=1))
             await send({"type": "websocket.close", "code": 1011})

@@ -1,5 +1,7 @@
 """The sessions of one model in one process: who may step, in which order, and what a retry is answered.
 
+Longer than most files here: the way of a request, from its acceptance to its one end, is in one place.
+
 Everything here runs on the event loop's thread and never blocks it, so there are no locks. The engine moves
 states; the store keeps what was committed; this file decides.
 """
@@ -23,6 +25,7 @@ from service.errors import (
     EngineFailure,
     NoCapacity,
     StepConflict,
+    Stopping,
     Unavailable,
 )
 from service.sessions.counters import Counters
@@ -157,7 +160,7 @@ class SessionManager:
             for ticket in session.waiting:
                 ticket.settle(error=self._stopping())
         for ticket in self._tickets.values():
-            ticket.settle(error=Unavailable("the service stopped during the request", retry_after_s=1))
+            ticket.settle(error=Stopping("the service stopped during the request", retry_after_s=1))
 
     def check_integrity(self) -> None:
         """Raises RuntimeError unless engine, sessions and tickets agree."""
@@ -182,7 +185,25 @@ class SessionManager:
         self._register.remove(session, Ending.CLOSED)
         waiting, session.waiting = session.waiting, deque()
         for ticket in waiting:
-            self._finish(ticket, error=self._register.absent(session.id))
+            self._reroute(ticket, session.id)
+
+    def _reroute(self, ticket: Ticket, session_id: str) -> None:
+        """A request whose session ended before its turn: step 0 opens the next one, all else is told."""
+        session = self._register.get(session_id)
+        if session is None:
+            if ticket.command is None or ticket.command.step != 0:
+                self._finish(ticket, error=self._register.absent(session_id))
+                return
+            try:
+                session = self._register.open(session_id)
+            except CellstateError as error:
+                self._finish(ticket, error=error)
+                return
+            session.opened_by_step = True
+        ticket.session = session
+        session.waiting.append(ticket)
+        if session.current is None:
+            self._advance(session)
 
     def _take_snapshot(self, session: Session) -> Snapshot:
         b = self.bundle
@@ -217,8 +238,8 @@ class SessionManager:
             self.counters.rejected["draining"] += 1
             raise self._stopping()
 
-    def _stopping(self) -> Unavailable:
-        return Unavailable("the service is stopping; the request was not executed", retry_after_s=1)
+    def _stopping(self) -> Stopping:
+        return Stopping("the service is stopping; the request was not executed", retry_after_s=1)
 
     def _enqueue(self, session: Session, ticket: Ticket) -> asyncio.Future[Any]:
         try:

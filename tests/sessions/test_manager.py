@@ -552,6 +552,25 @@ async def test_an_end_waits_for_the_steps_before_it_and_those_behind_it_are_told
         assert house.engine.slots.free == house.engine.slots.slots
 
 
+async def test_step_0_behind_an_end_opens_the_next_session() -> None:
+    with make_house() as house:
+        house.manager.open("a")
+        before = house.manager.step(make_command("a", 9))
+        end = house.manager.end("a")
+        told = house.manager.step(make_command("a", 2, step=9))
+        opens = make_command("a", 3, step=0)
+        first, again = house.manager.step(opens), house.manager.step(make_command("a", 2, step=3))
+        await before
+        await end
+        with pytest.raises(SessionNotFound):
+            await told
+        assert (await first).next_step == 3
+        assert (await again).next_step == 5
+        expected = house.expected(house.oracle(), opens)
+        np.testing.assert_allclose((await first).outputs, expected, atol=TOLERANCE)
+        house.manager.check_integrity()
+
+
 async def test_a_snapshot_is_of_its_place_in_the_order() -> None:
     with make_house() as house:
         house.manager.open("a")
