@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from model.config import ModelSpec
+from model.config import MAX_NORMALISED, ModelSpec
 from model.network import Scaler
 from service.engine.jobs import Prepared
 
@@ -29,7 +29,8 @@ class Forecast:
             return None
         # Normalised by the outputs' scale, wanted by the inputs'
         inputs = self._scaler.normalise(self._scaler.denormalise(head)[:, self._order])
-        return inputs.astype(np.float32)
+        # A loop may run away; held to what an input may be, it stays finite, as JSON must
+        return inputs.clip(-MAX_NORMALISED, MAX_NORMALISED).astype(np.float32)
 
     @property
     def result(self) -> NDArray[np.float64]:

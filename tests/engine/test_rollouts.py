@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.config import ModelSpec
+from model.config import Architecture, ModelSpec, Signal
 from service.engine.jobs import StateHandle
 from service.engine.rollouts import Forecast, Generation
 from tests.engine.making import (
@@ -56,6 +56,17 @@ def test_the_quantum_does_not_change_a_forecast(quantum: int) -> None:
 
 def test_a_head_with_one_lead_loops_step_by_step() -> None:
     forecast(make_spec(leads=1), 12)
+
+
+def test_a_loop_that_runs_away_stays_finite() -> None:
+    gain = 1e30  # the outputs' unit against the inputs': each turn of the loop multiplies by it
+    signals = {std: tuple(Signal(name, std=std) for name in "ab") for std in (1.0, gain)}
+    spec = ModelSpec(Architecture("series", 2, 4, 1, 2, residual=True), signals[1.0], signals[gain])
+    engine = make_engine(spec)
+    rollout = Forecast(spec, 50)
+    run(engine, make_job(engine, 3, StateHandle(), rollout=rollout))
+    assert np.abs(rollout.result).max() > gain
+    assert np.isfinite(rollout.result).all()
 
 
 def test_a_forecast_within_the_leads_needs_no_closed_loop() -> None:
