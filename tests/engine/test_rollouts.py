@@ -66,6 +66,7 @@ def test_a_loop_that_runs_away_stays_finite() -> None:
     rollout = Forecast(spec, 50)
     run(engine, make_job(engine, 3, StateHandle(), rollout=rollout))
     assert np.abs(rollout.result).max() > gain
+    assert rollout.result.shape == (50, 2)
     assert np.isfinite(rollout.result).all()
 
 
