@@ -217,6 +217,3 @@ def match(path: str) -> tuple[str, str, str]:
     if path in ROUTES and "{" not in path:
         return path, "", ""
     raise NotFound(f"there is nothing at {path[:200]!r}; /docs lists what there is")
-
-
-__all__ = ["MODEL", "ROUTES", "SESSION", "STREAM", "Handler", "Site", "match", "parse"]

@@ -59,14 +59,10 @@ class CpuRunner(Runner):
     def warm(self, max_batch: int) -> None:
         """As the plain runner, and single steps too. They write to the padding row, which is zeroed again."""
         super().warm(max_batch)
-        size, pad = 1, self.arena.padding
-        while size <= max_batch:
-            shape = (1, self.arch.input_size) if self.scaler else (1,)
-            x = np.zeros(shape, np.float32 if self.scaler else np.int64)
-            self.run(Batch(source=[pad] * size, target=[pad] * size, inputs=[x] * size))
-            size *= 2
+        for batch in self._blanks(max_batch):
+            self.run(batch)
         for rows in (*self._h, *self._c):
-            rows[pad] = 0
+            rows[self.arena.padding] = 0
 
     def run(self, batch: Batch) -> Outcome:
         if len(batch.inputs[0]) > 1 or batch.heads or batch.traced:

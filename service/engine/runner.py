@@ -5,7 +5,7 @@ This is where speed comes in: another runner keeps `run` and its contract and ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,13 +67,17 @@ class Runner:
 
     def warm(self, max_batch: int) -> None:
         """Runs every power of two up to `max_batch` once, on padding: no request meets a cold kernel."""
-        size = 1
-        while size <= max_batch:
-            shape = (1, self.arch.input_size) if self.scaler else (1,)
-            x = np.zeros(shape, np.float32 if self.scaler else np.int64)
-            pad = [self.arena.padding] * size
-            self._compute(Batch(source=pad, target=pad, inputs=[x] * size, heads=[0]))
-            size *= 2
+        for batch in self._blanks(max_batch):
+            batch.heads = [0]
+            self._compute(batch)
+
+    def _blanks(self, max_batch: int) -> Iterator[Batch]:
+        """Batches of single steps from padding to padding, of every power of two."""
+        shape = (1, self.arch.input_size) if self.scaler else (1,)
+        x = np.zeros(shape, np.float32 if self.scaler else np.int64)
+        for power in range(max_batch.bit_length()):
+            pad = [self.arena.padding] * 2**power
+            yield Batch(source=pad, target=pad, inputs=[x] * len(pad))
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Outcome:
