@@ -19,6 +19,7 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
+	$(BIN)/cellstate bench engine --chunks --profile $(ENGINE_ARGS)
 	$(BIN)/python -m loadtests.door $(ARGS)
 
 clean:

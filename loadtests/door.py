@@ -28,7 +28,9 @@ from urllib.parse import urlsplit
 import httpx
 from websockets.asyncio.client import connect
 
-STEPS = Path(__file__).with_name("steps.lua")
+from service.bench.machine import processor
+
+STEPS, BULK = (Path(__file__).with_name(name) for name in ("steps.lua", "bulk.lua"))
 START_S = 120.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -44,6 +46,7 @@ class Row:
     way: str
     clients: int
     per_second: float
+    steps_per_second: float
     p50_ms: float
     p99_ms: float
     errors: int
@@ -84,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=int, default=5, choices=range(1, 61), metavar="1-60", help="a row")
     parser.add_argument("--connections", type=_counts, default=[1, 64], help="of HTTP (default: 1,64)")
     parser.add_argument("--streams", type=_counts, default=[1, 32], help="WebSockets (default: 1,32)")
+    parser.add_argument(
+        "--bulk", type=int, default=256, choices=range(1, 1025), metavar="1-1024", help="sessions a request"
+    )
     return parser
 
 
@@ -95,8 +101,9 @@ def _counts(text: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def service(layers: int, hidden: int) -> Iterator[str]:
-    """A service of our own with a bundle of random weights, ended in the end. Gives its address."""
+def service(layers: int, hidden: int, *flags: str) -> Iterator[str]:
+    """A service of our own with a bundle of random weights, ended in the end. flags: more for `serve`. Gives
+    its address."""
     from loadtests.bundles import random_bundle
 
     with tempfile.TemporaryDirectory() as directory, socket.socket() as probe:
@@ -105,6 +112,7 @@ def service(layers: int, hidden: int) -> Iterator[str]:
         port = probe.getsockname()[1]
         probe.close()
         command = [sys.executable, "-m", "service.cli", "serve", "--models", directory, "--port", str(port)]
+        command += flags
         print(f"starting a service with a {layers}x{hidden} LSTM", file=sys.stderr)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
@@ -154,17 +162,20 @@ def measure(target: Target, args: argparse.Namespace) -> list[Row]:
             print(f"measuring HTTP, {way}, {count} connection(s)", file=sys.stderr)
             rows.append(run_wrk(f"HTTP, {way}", url, target, count, args.seconds))
     for way, url in ways:
+        print(f"measuring bulk, {way}, {args.bulk} sessions a request", file=sys.stderr)
+        rows += [run_wrk(f"bulk, {way}", url, target, n, args.seconds, bulk=args.bulk) for n in (1, 2)]
+    for way, url in ways:
         for count in args.streams:
             print(f"measuring streams, {way}, {count} socket(s)", file=sys.stderr)
             rows.append(asyncio.run(run_streams(f"stream, {way}", url, target, count, args.seconds)))
     return rows
 
 
-def run_wrk(way: str, url: str, target: Target, connections: int, seconds: int) -> Row:
-    """One row over HTTP, by wrk in a single thread."""
+def run_wrk(way: str, url: str, target: Target, connections: int, seconds: int, bulk: int = 0) -> Row:
+    """One row over HTTP, by wrk in a single thread. bulk: sessions that each request steps; 0: one each."""
     # wrk's script does not know which connection it speaks for: with a session each, two of them would often
     # meet in one session and wait for each other. So there are more sessions, and they take turns.
-    sessions = connections if connections == 1 else 4 * connections
+    sessions = 4 * bulk * connections if bulk else (connections if connections == 1 else 4 * connections)
     model, values = f"/v1/models/{target.model}", _values(target.inputs)
     prefix = f"bench-{secrets.token_hex(4)}-"
     with httpx.Client(trust_env=False) as client:
@@ -175,9 +186,20 @@ def run_wrk(way: str, url: str, target: Target, connections: int, seconds: int) 
                 f"{url}{model}/sessions/{prefix}{number}/steps", content=opening, headers=headers
             )
             reply.raise_for_status()
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(STEPS), url]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s"]
     done = subprocess.run(
-        [*command, "--", model, str(sessions), prefix, values],
+        [
+            *command,
+            "-s",
+            str(BULK if bulk else STEPS),
+            url,
+            "--",
+            model,
+            str(sessions),
+            prefix,
+            values,
+            str(bulk),
+        ],
         capture_output=True,
         text=True,
         timeout=seconds + 60,
@@ -188,7 +210,8 @@ def run_wrk(way: str, url: str, target: Target, connections: int, seconds: int) 
         raise Failed(f"wrk failed: {(done.stderr or done.stdout).strip()}")
     result = json.loads(line.removeprefix("RESULT "))
     rate = result["requests"] / result["seconds"]
-    return Row(way, connections, rate, result["p50_us"] / 1e3, result["p99_us"] / 1e3, result["errors"])
+    p50, p99 = result["p50_us"] / 1e3, result["p99_us"] / 1e3
+    return Row(way, connections, rate, max(1, bulk) * rate, p50, p99, result["errors"])
 
 
 async def run_streams(way: str, url: str, target: Target, sockets: int, seconds: int) -> Row:
@@ -213,7 +236,9 @@ async def run_streams(way: str, url: str, target: Target, sockets: int, seconds:
     await asyncio.gather(*(one(number) for number in range(sockets)))
     times.sort()
     rate = len(times) / seconds
-    return Row(way, sockets, rate, 1e3 * times[len(times) // 2], 1e3 * times[len(times) * 99 // 100], errors)
+    return Row(
+        way, sockets, rate, rate, 1e3 * times[len(times) // 2], 1e3 * times[len(times) * 99 // 100], errors
+    )
 
 
 def _values(inputs: int) -> str:
@@ -222,25 +247,17 @@ def _values(inputs: int) -> str:
 
 def show(target: Target, rows: list[Row]) -> None:
     """Prints the table and what it was measured on."""
-    print(f"\n{'way':<24}{'clients':>8}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}{'errors':>8}")
+    print(
+        f"\n{'way':<24}{'clients':>8}{'requests/s':>12}{'steps/s':>10}{'p50 ms':>9}{'p99 ms':>9}{'errors':>8}"
+    )
     for row in rows:
         print(
-            f"{row.way:<24}{row.clients:>8}{row.per_second:>12,.0f}"
+            f"{row.way:<24}{row.clients:>8}{row.per_second:>12,.0f}{row.steps_per_second:>10,.0f}"
             f"{row.p50_ms:>9.2f}{row.p99_ms:>9.2f}{row.errors:>8}"
         )
     packages = ", ".join(f"{name} {version(name)}" for name in ("cellstate", "torch", "ray", "uvicorn"))
-    print(
-        f"\nmodel {target.model}; {os.cpu_count()} cores, {_processor()}; the client runs on the same cores"
-    )
+    print(f"\nmodel {target.model}; {os.cpu_count()} cores, {processor()}; the client runs on the same cores")
     print(f"Python {platform.python_version()}, {packages}")
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

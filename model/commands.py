@@ -32,17 +32,16 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     command.add_argument(
         "--tolerance",
         type=float,
-        default=1e-3,
-        help="largest difference, as a share of the manifest's figure",
+        help="largest difference, as a share of the manifest's figure (default: 0.001)",
     )
     command.add_argument(
         "--streams", type=int, default=1, help="text: pieces that run side by side; faster, less exact"
     )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    command.set_defaults(func=_guarded(_evaluate))
+    command.set_defaults(func=guarded(_evaluate))
     command = subparsers.add_parser("inspect", help="what a bundle is")
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of the bundle")
-    command.set_defaults(func=_guarded(_inspect))
+    command.set_defaults(func=guarded(_inspect))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+def guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     """A ModelError becomes one line and an exit code: a wrong file is no reason for a traceback."""
 
-    def guarded(args: argparse.Namespace) -> int:
+    def guard(args: argparse.Namespace) -> int:
         try:
             return run(args)
         except ModelError as error:
@@ -67,7 +66,7 @@ def _guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Nam
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
 
-    return guarded
+    return guard
 
 
 def _add_train(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -89,13 +88,13 @@ def _add_train(subparsers: argparse._SubParsersAction[Any]) -> None:
     add("--residual", action="store_true", help="predict the difference from the present value")
     add("--season", type=int, default=0, help="rows in a period; adds the seasonal forecast to the figures")
     _add_common(add, hidden=128, layers=1, parts=[0.7, 0.1, 0.2])
-    series.set_defaults(func=_guarded(_train_series), recorder=add)
+    series.set_defaults(func=guarded(_train_series), recorder=add)
     text = kinds.add_parser("text", help="on a text file: the next character")
     add = _Recorder(text)
     add("--file", type=Path, required=True, metavar="FILE", help="UTF-8 text")
     add("--embedding", type=int, default=64, help="features of a character")
     _add_common(add, hidden=256, layers=2, parts=[0.9, 0.1])
-    text.set_defaults(func=_guarded(_train_text), recorder=add)
+    text.set_defaults(func=guarded(_train_text), recorder=add)
 
 
 def _add_common(add: _Recorder, hidden: int, layers: int, parts: list[float]) -> None:
@@ -228,7 +227,7 @@ def _train_text(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from model import bundle as bundles
-    from model.evaluate import compare, evaluate, figures
+    from model.evaluate import TOLERANCE, compare, evaluate, figures
     from model.train.jobs import pick_device
 
     bundle = bundles.load(args.bundle)
@@ -240,11 +239,12 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"{name:34}{value:12.5f}{told.get(name, float('nan')):12.5f}")
     if source.sha256 != (bundle.training.get("data") or {}).get("sha256"):
         print("note: this is not the file the manifest's figures were measured on", file=sys.stderr)
-    differences = compare(bundle.quality, measured, args.tolerance)
+    tolerance = TOLERANCE if args.tolerance is None else args.tolerance
+    differences = compare(bundle.quality, measured, tolerance)
     for d in differences:
         print(f"{d.name}: measured {d.measured}, the manifest says {d.manifest}", file=sys.stderr)
     if not differences:
-        print(f"every figure is the manifest's, within {args.tolerance:g} of it")
+        print(f"every figure is the manifest's, within {tolerance:g} of it")
     return FAILED if differences else 0
 
 

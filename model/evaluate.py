@@ -19,8 +19,8 @@ from model.bundle import Bundle
 from model.config import ModelSpec
 from model.data import Series, Source, Split, Text, read_series, read_text, split
 from model.errors import BundleMalformed
-from model.network import Network, Scaler
-from model.streaming import frequency_figures, origins, series_figures, text_figures
+from model.network import Scaler
+from model.streaming import Predictor, frequency_figures, origins, series_figures, text_figures
 
 #: Largest difference from the manifest, as a share of its figure. Another CPU or a GPU sums in another order
 #: (about 1e-5); a run in several streams starts each with a short memory (about 1e-4).
@@ -47,6 +47,15 @@ def series_tensors(series: Series, spec: ModelSpec) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(x).float(), torch.from_numpy(y).float()
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What a bundle is measured on: its data file, the file's parts, and the rows in a season, 0 if none."""
+
+    data: Series | Text
+    parts: Split
+    season: int
+
+
 def read_data(bundle: Bundle, path: Path) -> Series | Text:
     """The file, read as this bundle's task needs it. Raises DataError."""
     if bundle.spec.architecture.task == "text":
@@ -68,27 +77,29 @@ def split_of(bundle: Bundle, rows: int) -> Split:
 @torch.no_grad()
 def measure(
     spec: ModelSpec,
-    network: Network,
+    network: Predictor,
     data: Series | Text,
     parts: Split,
     season: int = 0,
     streams: int = 1,
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """The quality figures as they stand in a manifest, on the test part, or validation if there is none.
 
     streams: for a text, cut the part into so many pieces that run side by side: faster, less exact.
+    precision: what the network computes in, to be told with the figures.
     """
     name, part = parts.measured
     rows = origins(part, spec.architecture.leads)
     quality: dict[str, Any] = {"part": name, "rows": [part.start, part.stop - 1]}
-    device = next(network.parameters()).device
+    device = network.device
     if isinstance(data, Text):
         tokens = torch.from_numpy(data.tokens(spec.vocabulary)).to(device)
         warm = min(rows.start, WARM if streams == 1 else WARM_PIECE)
         return {
             **quality,
             "predictions": len(rows),
-            "state": f"one stream from row {rows.start - warm} on, float32",
+            "state": f"one stream from row {rows.start - warm} on, {precision}",
             "table": {
                 "model": text_figures(network, tokens, part, streams, warm),
                 "frequencies": frequency_figures(tokens, parts.train, part, len(spec.vocabulary)),
@@ -101,7 +112,7 @@ def measure(
         "windows": len(rows),
         "leads": spec.architecture.leads,
         "season": season,
-        "state": "one stream from row 0 on, float32",
+        "state": f"one stream from row 0 on, {precision}",
         "scale": "normalised by the training part's mean and deviation",
         "table": table,
         "in_units": units,
@@ -133,12 +144,17 @@ def compare(
     return differences
 
 
+def subject(bundle: Bundle, path: Path) -> Subject:
+    """The data file of a bundle, split as its manifest says. Raises DataError, BundleMalformed."""
+    data = read_data(bundle, path)
+    rows = len(data.characters) if isinstance(data, Text) else len(data.values)
+    return Subject(data, split_of(bundle, rows), int(bundle.quality.get("season") or 0))
+
+
 def evaluate(
     bundle: Bundle, path: Path, device: torch.device, streams: int = 1
 ) -> tuple[dict[str, Any], Source]:
     """Measures a bundle on a data file, on the rows its manifest names."""
-    data = read_data(bundle, path)
-    rows = len(data.characters) if isinstance(data, Text) else len(data.values)
-    season = int(bundle.quality.get("season") or 0)
+    on = subject(bundle, path)
     network = bundle.network().to(device)
-    return measure(bundle.spec, network, data, split_of(bundle, rows), season, streams), data.source
+    return measure(bundle.spec, network, on.data, on.parts, on.season, streams), on.data.source

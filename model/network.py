@@ -30,6 +30,10 @@ class Network(nn.Module):
             "residual_columns", None if columns is None else torch.tensor(columns), persistent=False
         )
 
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
     def embed(self, x: Tensor) -> Tensor:
         """Prepared steps to the LSTM's input: float [..., I] as they are, tokens [...] to [..., I]."""
         return x if self.embedding is None else self.embedding(x)
@@ -76,4 +80,6 @@ class Scaler:
 
     def denormalise(self, outputs: NDArray[np.floating]) -> NDArray[np.float64]:
         """Normalised outputs [..., O] to their units."""
-        return np.asarray(outputs.astype(np.float64) * self.output_std + self.output_mean)
+        units: NDArray[np.float64] = np.multiply(outputs, self.output_std, dtype=np.float64)
+        units += self.output_mean
+        return units

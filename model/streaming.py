@@ -8,13 +8,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from model.network import Network
+from model.config import ModelSpec
 
 CHUNK = 512  # steps a call: bounds the memory, changes no result
+
+
+class Predictor(Protocol):
+    """What can be streamed and measured: a `Network`, or whatever else steps its weights."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, x: Tensor, state: Any, /) -> tuple[Tensor, Any]:
+        """Prepared steps x [T, S, I] or [T, S] after the state, None for one that has not begun: predictions
+        [T, S, leads, outputs], and the state after them, which is passed in again and not looked at."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,7 @@ class Streamed:
 
 @torch.no_grad()
 def stream(
-    network: Network, x: Tensor, rows: range, *, streams: int = 1, warm: int | None = None
+    network: Predictor, x: Tensor, rows: range, *, streams: int = 1, warm: int | None = None
 ) -> Iterator[Streamed]:
     """Predictions after each of `rows`, the state carried from row to row.
 
@@ -38,11 +54,12 @@ def stream(
     the first row of the data) to the end. More streams cut `rows` into equal pieces that run side by side,
     each over its own `warm` rows first: faster, and a little less exact.
     """
-    network.eval()
+    if isinstance(network, nn.Module):
+        network.eval()
     warm = rows.start if warm is None else min(warm, rows.start)
     length = math.ceil(len(rows) / streams)
     starts = rows.start + length * torch.arange(streams) - warm  # [S]
-    state = network.lstm.zero_state(streams)
+    state = None
     for t in range(0, warm + length, CHUNK):
         steps = torch.arange(t, min(t + CHUNK, warm + length))  # [T]
         at = starts + steps[:, None]
@@ -68,7 +85,7 @@ Table = dict[str, dict[str, float]]
 
 
 def series_figures(
-    network: Network, x: Tensor, outputs: Tensor, part: range, season: int = 0, warm: int | None = None
+    network: Predictor, x: Tensor, outputs: Tensor, part: range, season: int = 0, warm: int | None = None
 ) -> tuple[Table, Table]:
     """Errors over a part: a table of the model and of naive forecasts, normalised, and one of the model's
     mean absolute error of each output in its own unit.
@@ -110,7 +127,7 @@ def _errors(y: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def text_figures(
-    network: Network, tokens: Tensor, part: range, streams: int = 1, warm: int | None = None
+    network: Predictor, tokens: Tensor, part: range, streams: int = 1, warm: int | None = None
 ) -> dict[str, float]:
     """Mean negative log-likelihood of each character of a part given all before it, tokens [N].
 

@@ -1,4 +1,4 @@
-"""The command: `cellstate serve`, and the model side's train, evaluate and inspect."""
+"""The command: `cellstate serve` and `bench`, and the model side's train, evaluate and inspect."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Every command with its flags."""
     from model.commands import register
+    from service.bench.command import register as register_bench
 
     top = argparse.ArgumentParser(
         prog="cellstate", description="Serves a PyTorch LSTM together with its memory: sessions over HTTP."
@@ -63,7 +64,32 @@ def parser() -> argparse.ArgumentParser:
             help=(f.metadata["help"] + shown).replace("%", "%%"),
         )
     register(commands)
+    _add_precision(commands.choices["evaluate"])
+    register_bench(commands)
     return top
+
+
+def _add_precision(evaluate: argparse.ArgumentParser) -> None:
+    """The engine's part of `evaluate`: the model's side knows no precision but its own."""
+    from model.commands import guarded
+    from service.bench.options import PRECISIONS  # without torch
+
+    evaluate.add_argument(
+        "--precision",
+        choices=(*PRECISIONS, "all"),
+        help="measure the bundle as the engine serves it in this precision, beside the float32 network; "
+        "the tolerance, if given, is then between the two",
+    )
+    of_the_model = evaluate.get_default("func")
+
+    def run(args: argparse.Namespace) -> int:
+        if args.precision is None:
+            return int(of_the_model(args))
+        from service.precision import command
+
+        return guarded(command)(args)
+
+    evaluate.set_defaults(func=run)
 
 
 def _version() -> str:

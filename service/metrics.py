@@ -93,10 +93,12 @@ class Exposition:
     def _engine_metrics(self) -> Iterator[Metric]:
         slots = GaugeMetricFamily("cellstate_slots", "Rows of the state pool.", labels=["model", "state"])
         moved = CounterMetricFamily(
-            "cellstate_evictions", "States spilled to host memory.", labels=["model", "reason"]
+            "cellstate_evictions",
+            "States moved a tier down: spilled to the host, parked in the store.",
+            labels=["model", "reason"],
         )
         back = CounterMetricFamily(
-            "cellstate_restores", "States brought back to the device.", labels=["model", "reason"]
+            "cellstate_restores", "States moved a tier up, when they were wanted.", labels=["model", "reason"]
         )
         info = GaugeMetricFamily(
             "cellstate_model_info", "1 for each model.", labels=["model", "version", "digest"]
@@ -106,8 +108,12 @@ class Exposition:
             engine = source.manager.engine
             slots.add_metric([source.model, "free"], engine.slots.free)
             slots.add_metric([source.model, "taken"], engine.slots.slots - engine.slots.free)
-            moved.add_metric([source.model, "slots"], engine.evicted)
+            counters = source.manager.counters
+            moved.add_metric([source.model, "slots"], engine.evicted - engine.spilled_ahead)
+            moved.add_metric([source.model, "ahead"], engine.spilled_ahead)
+            moved.add_metric([source.model, "host_sessions"], counters.parked)
             back.add_metric([source.model, "stepped"], engine.restored)
+            back.add_metric([source.model, "fetched"], counters.fetched)
             info.add_metric([source.model, source.version, source.manager.bundle.digest], 1)
             running.add_metric([source.model], engine.running)
         yield from (slots, moved, back, info, running)

@@ -40,18 +40,29 @@ class Settings:
     replicas: int = setting(1, "replicas of each model; more than one needs a shared store", least=1)
     device: str = setting("auto", "where the state lives: auto, cpu, cuda or cuda:N")
     num_gpus: float = setting(1.0, "share of a GPU each replica takes, where there is one", least=0)
+    precision: str = setting(
+        "bf16",
+        "what the weights are kept in: fp32, bf16 or int8; sums, gates and states are float32 in all",
+        choices=("fp32", "bf16", "int8"),
+    )
     threads: int = setting(1, "threads of tensor arithmetic in each replica on a CPU", least=1)
     store: str = setting("memory:", "where sessions are kept: memory:")
     durability: str = setting("none", "of a session that asks for none itself: none", choices=("none",))
-    slots: int = setting(4096, "sessions resident on the device, for each replica", least=3)
+    max_sessions: int = setting(2_000_000, "most open sessions of a model, for each replica", least=1)
+    slots: int = setting(4096, "of these: states resident on the device, for each replica", least=3)
     host_sessions: int = setting(
-        1_000_000, "sessions spilled to host memory, for each replica, beyond the resident ones", least=0
+        1_000_000, "and states in host memory; those beyond are parked in the store", least=0
     )
     ttl_s: float = setting(86400.0, "idle seconds after which a session ends", least=0.001)
     replay_window: int = setting(256, "newest steps of a session that a retry is answered from", least=1)
     max_batch: int = setting(256, "most sessions in one tick", least=1)
-    quantum: int = setting(8, "most steps of one request in one tick", least=1)
-    tick_steps: int = setting(512, "most steps of all requests in one tick together", least=1)
+    tick_ms: float = setting(
+        0.35,
+        "a tick of long requests is made so small that it takes no longer, while short ones come",
+        least=0.01,
+    )
+    quantum: int = setting(512, "most steps of one request in one tick, however short it is", least=1)
+    tick_steps: int = setting(2048, "most steps of all requests in one tick together", least=1)
     max_queue: int = setting(8192, "requests waiting in a replica before 429", least=1)
     max_body_bytes: int = setting(
         8 * 1024 * 1024, "largest body of a request, and largest stream message", least=1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 from collections.abc import Sequence
@@ -102,6 +103,9 @@ class Application:
             log.warning("requests were still running after %g s", self.settings.drain_s)
         for manager in managers:
             manager.close()
+        for endpoint in self._endpoints.values():  # replies that are being written; then streams may close
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(endpoint.turns.rest(), self.settings.drain_s)
         await self.api.streams.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -153,11 +157,15 @@ def make_endpoint(settings: Settings, bundle: Bundle, device: torch.device) -> M
         max_batch=settings.max_batch,
         quantum=settings.quantum,
         tick_steps=settings.tick_steps,
+        tick_ms=settings.tick_ms,
         device=device,
+        precision=settings.precision,
+        threads=settings.threads,
     )
     engine.runner.warm(min(settings.max_batch, settings.slots))
     limits = Limits(
-        sessions=settings.slots + settings.host_sessions,
+        sessions=settings.max_sessions,
+        host_sessions=settings.host_sessions,
         queue=settings.max_queue,
         ttl_s=settings.ttl_s,
         replay_window=settings.replay_window,

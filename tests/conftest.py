@@ -46,13 +46,14 @@ class RayService:
 
 @pytest.fixture(scope="session")
 def ray_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayService]:
-    """One service on Ray for the whole run: of the shipped bundles or, where there are none, of made ones.
+    """One service on Ray for the whole run: of the shipped bundles or, where there are none, of made ones; in
+    fp32, so that a reply can be held against the reference.
 
     In the end it is stopped as by Ctrl-C on a terminal, and must leave no process behind.
     """
     models = shipped_or_made(tmp_path_factory.mktemp("bundles"))
     port = free_port()
-    process = start("--models", str(models), "--port", str(port))
+    process = start("--models", str(models), "--port", str(port), "--precision", "fp32")
     try:
         output = wait_ready(process, f"http://127.0.0.1:{port}")
         url = f"http://127.0.0.1:{port}"

@@ -7,15 +7,25 @@ from dataclasses import asdict
 from typing import Any
 
 from model.bundle import Bundle
-from service.api.render import Renderer
-from service.api.schemas import Sequence, StepBody
+from service.api.pieces import read_bulk, read_sequence
+from service.api.render import Renderer, joined
+from service.api.schemas import BulkItem, PredictBody, Sequence, StepBody
+from service.api.turns import Turns
 from service.errors import InvalidValue, TooLarge
 from service.sessions.inputs import InputReader, Steps
 from service.sessions.manager import SessionManager
 from service.sessions.register import SESSION_ID
-from service.sessions.replies import PLAIN, Options, Sampling, StepCommand
+from service.sessions.replies import PLAIN, Options, Reply, Sampling, StepCommand
 from service.sessions.session import Session
 from service.settings import Settings
+
+Items = list[tuple[BulkItem, Steps | None]]
+
+
+def _single_row(body: BulkItem, steps: Steps | None) -> list[float] | None:
+    """The inputs of a request of one step that was not read yet."""
+    one = steps is None and body.text is None and body.inputs is not None and len(body.inputs) == 1
+    return body.inputs[0] if one and body.inputs else None
 
 
 class ModelEndpoint:
@@ -26,11 +36,45 @@ class ModelEndpoint:
         self.spec = bundle.spec
         self.reader = InputReader(bundle.spec, settings.max_steps)
         self.renderer = Renderer(bundle.spec.architecture.output_size)
+        self.turns = Turns()
         self.direct_url = ""
 
-    def step_command(self, session_id: str, body: StepBody) -> StepCommand:
-        """A body of /steps as a command. Raises InvalidValue or TooLarge, naming the place."""
-        steps = self._steps(body)
+    async def read_step(self, session_id: str, text: bytes) -> StepCommand:
+        """A body of /steps as a command. Raises BadRequest, InvalidValue or TooLarge, naming the place."""
+        body, steps = await read_sequence(StepBody, text, self.reader, self.turns)
+        return self.step_command(session_id, body, steps)
+
+    async def read_predict(self, text: bytes) -> StepCommand:
+        """A body of /predict as a command. Raises the same."""
+        body, steps = await read_sequence(PredictBody, text, self.reader, self.turns)
+        return self.predict_command(body, steps)
+
+    async def read_bulk(self, text: bytes) -> Items | None:
+        """The requests of a body of /steps, with their steps if these were read: of large ones, and of all if
+        each is of one step and all are right. None if one is not valid."""
+        items = await read_bulk(text, self.reader, self.turns)
+        rows = [_single_row(*item) for item in items or ()]
+        read = (
+            self.reader.single_rows([row for row in rows if row is not None]) if all(rows) and rows else None
+        )
+        if items is None or read is None:
+            return items  # each is read when its turn comes, and its error is its own
+        return [(body, steps) for (body, _), steps in zip(items, read, strict=True)]
+
+    async def answer(self, reply: Reply) -> bytes:
+        """A step reply as JSON, a long one in turns with everything else."""
+        if reply.options is PLAIN and len(reply.outputs) == 1:
+            return self.renderer.reply(reply)
+        return await joined(self.renderer.reply_parts(reply), self.turns)
+
+    async def prediction(self, reply: Reply) -> bytes:
+        """A predict reply as JSON, likewise."""
+        return await joined(self.renderer.prediction_parts(reply), self.turns)
+
+    def step_command(self, session_id: str, body: StepBody, steps: Steps | None = None) -> StepCommand:
+        """A body of /steps as a command; steps: if they were read before. Raises InvalidValue or TooLarge,
+        naming the place."""
+        steps = self._steps(body) if steps is None else steps
         returns = body.returns
         if returns is None and body.horizon is None and body.generate is None:
             options = PLAIN
@@ -39,9 +83,9 @@ class ModelEndpoint:
         timeout_s = None if body.timeout_ms is None else body.timeout_ms / 1000
         return StepCommand(session_id, steps, body.step, options, timeout_s)
 
-    def predict_command(self, body: Sequence) -> StepCommand:
+    def predict_command(self, body: Sequence, steps: Steps | None = None) -> StepCommand:
         """A body of /predict as a command."""
-        steps = self._steps(body)
+        steps = self._steps(body) if steps is None else steps
         options = self._options(body, ["outputs"], len(steps))
         timeout_s = None if body.timeout_ms is None else body.timeout_ms / 1000
         return StepCommand("", steps, 0, options, timeout_s)

@@ -14,19 +14,20 @@ from service.api.messages import JSON, Request, Response, parse
 from service.api.problems import from_validation, problem
 from service.api.render import dumps
 from service.api.schemas import (
-    BulkBody,
     BulkItem,
     ForkBody,
     LooseBulkBody,
     OpenBody,
-    PredictBody,
-    StepBody,
 )
 from service.errors import CellstateError, InvalidValue, NotFound, Unavailable
-from service.sessions.replies import Reply
+from service.sessions.inputs import Steps
+from service.sessions.replies import PLAIN, Reply
 from service.sessions.snapshot import Snapshot
 
 SAFETENSORS = "application/vnd.safetensors"
+
+#: Requests of one bulk body that are taken up, or answered, in one go
+BULK_SLICE = 256
 
 
 @dataclass(slots=True, frozen=True)
@@ -53,14 +54,14 @@ Handler = Callable[[Site, Request], Awaitable[Response]]
 async def step(site: Site, request: Request) -> Response:
     endpoint = site.endpoint(request.model)
     session_id = check_session_id(request.session_id)
-    command = endpoint.step_command(session_id, await request.json(StepBody))
-    return Response(200, endpoint.renderer.reply(await endpoint.manager.step(command)))
+    command = await endpoint.read_step(session_id, await request.json_bytes())
+    return Response(200, await endpoint.answer(await endpoint.manager.step(command)))
 
 
 async def predict(site: Site, request: Request) -> Response:
     endpoint = site.endpoint(request.model)
-    command = endpoint.predict_command(await request.json(PredictBody))
-    return Response(200, endpoint.renderer.prediction(await endpoint.manager.predict(command)))
+    command = await endpoint.read_predict(await request.json_bytes())
+    return Response(200, await endpoint.prediction(await endpoint.manager.predict(command)))
 
 
 async def open_session(site: Site, request: Request) -> Response:
@@ -109,24 +110,29 @@ async def bulk_step(site: Site, request: Request) -> Response:
     endpoint = site.endpoint(request.model)
     raw = await request.json_bytes()
     futures: list[asyncio.Future[Reply] | CellstateError] = []
-    try:
-        items: Sequence[Any] = BulkBody.model_validate_json(raw).requests
-    except ValidationError:
-        items = parse(LooseBulkBody, raw).requests  # one by one, so that the good ones are found
-    for item in items:
+    items: Sequence[tuple[Any, Steps | None]] | None = await endpoint.read_bulk(raw)
+    if items is None:  # one by one, so that the good ones are found
+        items = [(item, None) for item in parse(LooseBulkBody, raw).requests]
+    for number, (item, steps) in enumerate(items, 1):
         try:
             body = item if isinstance(item, BulkItem) else _bulk_item(item)
-            futures.append(endpoint.manager.step(endpoint.step_command(body.session_id, body)))
+            futures.append(endpoint.manager.step(endpoint.step_command(body.session_id, body, steps)))
         except CellstateError as error:
             futures.append(error)
+        if number % BULK_SLICE == 0:
+            await endpoint.turns.next()
     results = []
-    for future in futures:
+    for number, future in enumerate(futures, 1):
         try:
             if isinstance(future, CellstateError):
                 raise future
-            results.append(endpoint.renderer.reply(await future))
+            reply = await future
+            small = reply.options is PLAIN and len(reply.outputs) == 1
+            results.append(endpoint.renderer.reply(reply) if small else await endpoint.answer(reply))
         except CellstateError as error:
             results.append(dumps({"error": problem(error)}).encode())
+        if number % BULK_SLICE == 0:
+            await endpoint.turns.next()
     return Response(200, b'{"results":[' + b",".join(results) + b"]}")
 
 

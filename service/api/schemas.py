@@ -15,6 +15,7 @@ StepNumber = Annotated[int, Field(ge=0, lt=2**53)]  # JSON numbers are exact up 
 # The first bad number ends it: a list of a million errors would hold up everybody for seconds
 Row = Annotated[list[FiniteFloat], Field(fail_fast=True)]
 Rows = Annotated[list[Row], Field(fail_fast=True)]
+MOST_REQUESTS = 10_000  # of one POST /steps
 
 
 class Body(BaseModel):
@@ -93,13 +94,19 @@ class BulkItem(StepBody):
 class BulkBody(Body):
     """POST /steps: many sessions at once."""
 
-    requests: Annotated[list[BulkItem], Field(fail_fast=True)] = Field(min_length=1, max_length=10_000)
+    requests: Annotated[list[BulkItem], Field(fail_fast=True)] = Field(min_length=1, max_length=MOST_REQUESTS)
 
 
 class LooseBulkBody(Body):
     """The same, each request still unread: a bad one must not spoil the others."""
 
-    requests: list[Any] = Field(min_length=1, max_length=10_000)
+    requests: list[Any] = Field(min_length=1, max_length=MOST_REQUESTS)
+
+
+class BulkShell(Body):
+    """The same without its requests, which are read apart."""
+
+    requests: list[Any]
 
 
 class OpenBody(Body):
@@ -204,7 +211,7 @@ class SessionFacts(BaseModel):
     expires_in_s: float = Field(description="seconds until then, if nothing comes")
     durability: str = Field(description="what it survives: none, journal (kill -9), fsync (power loss)")
     opened_at: str = Field(description="RFC 3339")
-    place: Literal["fresh", "device", "host"] = Field(description="where its state is")
+    place: Literal["fresh", "device", "host", "store"] = Field(description="where its state is")
 
 
 class SignalFacts(BaseModel):

@@ -10,11 +10,9 @@ import asyncio
 import logging
 
 from service.api.endpoint import ModelEndpoint, check_session_id
-from service.api.messages import parse
 from service.api.problems import TABLE, problem
 from service.api.render import dumps
 from service.api.routes import Site
-from service.api.schemas import StepBody
 from service.asgi import Receive, Send
 from service.errors import BadRequest, CellstateError, EngineFailure, Stopping
 
@@ -80,7 +78,6 @@ class Streams:
 
 
 async def _converse(endpoint: ModelEndpoint, session_id: str, receive: Receive, send: Send) -> None:
-    manager, reply = endpoint.manager, endpoint.renderer.reply
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":
@@ -89,8 +86,8 @@ async def _converse(endpoint: ModelEndpoint, session_id: str, receive: Receive, 
         try:
             if text is None:
                 raise BadRequest("a stream takes text frames with JSON in them, not binary ones")
-            command = endpoint.step_command(session_id, parse(StepBody, text))
-            answer = reply(await manager.step(command)).decode()
+            command = await endpoint.read_step(session_id, text.encode())
+            answer = (await endpoint.answer(await endpoint.manager.step(command))).decode()
         except CellstateError as error:
             await _tell(send, error)
             close = TABLE[type(error)].close

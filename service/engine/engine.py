@@ -5,10 +5,13 @@ one; so whatever happens on the way, a session is before its request or after it
 
     session row ──read──▶ run ──write──▶ job's row ──commit──▶ becomes the session's row; the old one is free
                                               └──── abort ───▶ is free; the session never moved
+
+Longer than most files here: a job's whole life, from its row to its commit, is in one place.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,11 +23,28 @@ from numpy.typing import NDArray
 
 from model.network import Network
 from service.engine.arena import Arena
-from service.engine.cpu_runner import CpuRunner
-from service.engine.jobs import Job, Phase, Place, StateHandle
-from service.engine.runner import Batch, Outcome, Runner
-from service.engine.scheduler import Scheduler
+from service.engine.host_pool import HostPool
+from service.engine.jobs import (
+    ABORTED,
+    COMMITTED,
+    DEVICE,
+    DONE,
+    DROPPED,
+    FAILED,
+    FRESH,
+    HOST,
+    RUNNING,
+    STORE,
+    Job,
+    StateHandle,
+)
+from service.engine.runner import Batch, Outcome
+from service.engine.runners import make_runner
+from service.engine.scheduler import LONG, SHORT, TRACED, Kind, Scheduler
 from service.engine.slots import SlotTable
+
+#: Most states spilled ahead of need in one go, so that a request that comes meanwhile waits less than 1 ms
+SPILL_BATCH = 256
 
 
 class EngineError(Exception):
@@ -54,41 +74,50 @@ class Engine:
         slots: int,
         max_batch: int,
         quantum: int,
-        tick_steps: int = 512,
+        tick_steps: int = 2048,
+        tick_ms: float = 0.6,
         device: torch.device,
+        precision: str = "fp32",
+        threads: int = 1,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if slots < 3:
             raise ValueError(f"slots must be at least 3, not {slots}")
         arch = network.spec.architecture
         self.arena = Arena(arch.num_layers, slots, arch.hidden_size, device)
-        self.runner = (
-            CpuRunner(network, self.arena, max_batch) if device.type == "cpu" else Runner(network, self.arena)
+        self.runner = make_runner(
+            network, self.arena, max_batch=max_batch, precision=precision, threads=threads
         )
         self.slots = SlotTable(slots)
-        self.scheduler: Scheduler[Job] = Scheduler(max_batch, quantum, tick_steps)
+        self.host = HostPool(arch.num_layers, arch.hidden_size, pinned=device.type == "cuda")
+        # Below so many free slots, rows are freed while there is nothing else to do
+        self.low_water = min(max(64, slots // 32), slots // 4)
+        self.scheduler: Scheduler[Job] = Scheduler(max_batch, quantum, tick_steps, tick_ms / 1e3)
         self.clock = clock
         self.last_tick = TickFacts(0, 0, 0.0)
         self.evicted = 0  # states spilled to the host, ever
+        self.spilled_ahead = 0  # of these: while there was nothing else to do
         self.restored = 0  # states brought back, ever
-        self.on_host = 0  # states in host memory now
         self._now = 0.0  # when this tick began
         self._share = quantum  # most steps of one job in this tick
         self._full = False  # a job of this tick found no room
         self._idle: OrderedDict[StateHandle, None] = OrderedDict()  # resident, no job; oldest use first
+        self._returning: list[Job] = []  # admitted in this tick, their states still on the host
         self._open: set[Job] = set()  # jobs that hold rows: started, and not committed or aborted
         self._ended: list[Job] = []  # ended while they waited; reported with the next tick
 
     # What is asked of it
 
     def submit(self, job: Job) -> None:
-        """Queues a job. A state has one job at a time: raises RuntimeError if it has one already."""
+        """Queues a job. Raises RuntimeError if its state has a job already, or is in the store."""
         if job.state is not None:
+            if job.state.place is STORE:
+                raise RuntimeError("the state is in the store; it must be fetched first")
             if job.state.job is not None:
                 raise RuntimeError("the state has a job already")
             job.state.job = job
         job.submitted = self.clock()
-        self.scheduler.add(job)
+        self.scheduler.add(job, TRACED if job.trace else SHORT if len(job.inputs) == 1 else LONG)
 
     @property
     def has_work(self) -> bool:
@@ -101,87 +130,113 @@ class Engine:
 
     def commit(self, job: Job) -> None:
         """The new state becomes the session's. For a job without a state: its rows are free."""
-        job.move(Phase.COMMITTED)
+        job.move(COMMITTED)
         state = job.state
         if state is not None:
-            if state.place is Place.DEVICE:
+            if state.place is DEVICE:
                 self.slots.release(state.slot)
-            self.on_host -= state.place is Place.HOST
-            state.place, state.slot, state.host = Place.DEVICE, job.row, None
+            elif state.place is HOST:
+                self.host.release(state)
+            state.place, state.slot, state.job = DEVICE, job.row, None
             job.row = -1
             self._idle[state] = None
+            if job.copy_row < 0:
+                self._open.discard(job)
+                return
         self._let_go(job)
 
     def abort(self, job: Job) -> None:
         """The new state is dropped; the session is where it was."""
-        job.move(Phase.ABORTED)
+        job.move(ABORTED)
         self._let_go(job)
 
     def read(self, state: StateHandle) -> NDArray[np.float32]:
-        """A copy of a state's h and c, [2, layers, hidden]. A running job's new state is not in it."""
-        if state.place is Place.DEVICE:
-            return self.arena.fetch([state.slot])[0]
-        if state.host is not None:
-            return state.host.copy()
+        """A copy of a state's h and c, [2, layers, hidden]. A running job's new state is not in it. Raises
+        RuntimeError if it is in the store."""
+        if state.place is DEVICE:
+            return np.asarray(self.arena.fetch([state.slot])[0])
+        if state.place is HOST:
+            return self.host.read(state)
+        if state.place is STORE:
+            raise RuntimeError("the state is in the store; it must be fetched first")
         return np.zeros((2, self.arena.h.shape[0], self.arena.h.shape[2]), np.float32)
 
     def read_new(self, job: Job) -> NDArray[np.float32]:
         """A copy of the state a DONE job has moved to, [2, layers, hidden]."""
-        return self.arena.fetch([job.row])[0]
+        return np.asarray(self.arena.fetch([job.row])[0])
+
+    @property
+    def on_host(self) -> int:
+        """Sessions whose state is in host memory."""
+        return self.host.used
 
     @property
     def resident(self) -> int:
         """Sessions whose state is on the device."""
         moving = (job.state for job in self._open if job.state is not None)
-        return len(self._idle) + sum(state.place is Place.DEVICE for state in moving)
+        return len(self._idle) + sum(state.place is DEVICE for state in moving)
 
-    def adopt(self, host: NDArray[np.float32]) -> StateHandle:
+    def adopt(self, host: NDArray[np.float32], name: str = "") -> StateHandle:
         """A state from h and c [2, layers, hidden]; it stays on the host until it is stepped."""
         expected = (2, self.arena.h.shape[0], self.arena.h.shape[2])
         if host.shape != expected or host.dtype != np.float32:
             raise ValueError(f"a state is float32 {list(expected)}, not {host.dtype} {list(host.shape)}")
-        self.on_host += 1
-        return StateHandle(Place.HOST, host=host.copy())
+        state = StateHandle(name=name)
+        self.host.adopt([state], host[None])
+        return state
 
     def forget(self, state: StateHandle) -> None:
         """Frees what a state holds. Raises RuntimeError while it has a job."""
         if state.job is not None:
             raise RuntimeError("the state has a job; end it first")
-        if state.place is Place.DEVICE:
+        if state.place is DEVICE:
             self.slots.release(state.slot)
             del self._idle[state]
-        self.on_host -= state.place is Place.HOST
-        state.place, state.slot, state.host = Place.FRESH, -1, None
+            state.place, state.slot = FRESH, -1
+        elif state.place is not FRESH:
+            self.host.release(state)
 
     # The three verbs
 
     def tick(self) -> list[Job]:
         """One turn. Returns the jobs that ended with it: DONE (commit or abort each), FAILED or DROPPED."""
         self._now, self._full = self.clock(), False
-        jobs = self.schedule()
-        steps = sum(min(job.remaining, self._share) for job in jobs)
+        jobs, steps, longest = self.schedule(), 0, 0
         if jobs:
-            for traced, group in _groups(jobs):
+            for traced, group in [(False, jobs)] if self.scheduler.kind is SHORT else _groups(jobs):
+                batch = self._batch(group, traced)
+                steps += sum(map(len, batch.inputs))
+                longest = max(longest, len(batch.inputs[0]))
                 try:
-                    outcome = self.runner.run(self._batch(group, traced))
+                    outcome = self.runner.run(batch)
                 except Exception as error:  # noqa: BLE001  whatever the runner raised, every job must end
                     for job in group:
                         self._fail(job, error)
                 else:
                     self.update(group, outcome)
         self.last_tick = TickFacts(len(jobs), steps, self.clock() - self._now)
+        self.scheduler.learn(steps, longest, self.last_tick.seconds)
         ended, self._ended = self._ended, []
         return ended
 
     def schedule(self) -> list[Job]:
         """Picks the jobs of this tick, each with the rows it needs, longest chunk first."""
-        jobs = self.scheduler.pick(self._admit)
+        jobs = self.scheduler.pick(self._admit, self._now)
+        if self._returning:
+            jobs = self._bring_back(jobs)
         share = self._share = self.scheduler.share(len(jobs))
-        jobs.sort(key=lambda job: -min(job.remaining, share))
+        if self.scheduler.kind is not SHORT:
+            jobs.sort(key=lambda job: -min(job.remaining, share))
         return jobs
 
     def update(self, jobs: list[Job], outcome: Outcome) -> None:
         """Takes in what was computed: jobs go on, go over to their rollout, or end."""
+        if self.scheduler.kind is SHORT and not outcome.heads:  # most ticks, and nothing can fail
+            for job, output in zip(jobs, outcome.outputs, strict=True):
+                job.position, job.outputs = 1, [output]
+                job.move(DONE)
+            self._ended += jobs
+            return
         for b, job in enumerate(jobs):
             try:
                 unfinished = self._take_in(job, b, outcome)
@@ -189,52 +244,62 @@ class Engine:
                 self._fail(job, error)
                 continue
             if unfinished:
-                self.scheduler.add(job)
+                self.scheduler.add(job, _kind(job))
             else:
-                job.move(Phase.DONE)
+                job.move(DONE)
                 self._ended.append(job)
 
     # How
 
     def _admit(self, job: Job) -> bool | None:
-        """Whether a job runs now: True, with its rows; False if there is no room; None if it ended."""
-        if job.phase is Phase.RUNNING:
+        """Whether a job runs now: True, with its rows, to be filled if the state comes from the host;
+        False if there is no room; None if it ended."""
+        if job.phase is RUNNING:
             return True
         if self._now > job.deadline or (job.gone is not None and job.gone()):
-            job.move(Phase.DROPPED)
+            job.move(DROPPED)
             if job.state is not None:
                 job.state.job = None
             self._ended.append(job)
             return None
+        rows = 1 if job.rollout is None else 2
         try:
-            return self._begin(job)
-        except Exception as error:  # noqa: BLE001  a spill or a load that failed; every job must end
+            if self._full or (self.slots.free < rows and not self._make_room(rows, job.state)):
+                self._full = True  # nobody younger is let in before this one
+                return False
+        except Exception as error:  # noqa: BLE001  a spill that failed; every job must end
             self._fail(job, error)
             return None
-
-    def _begin(self, job: Job) -> bool:
-        """Gives a job its rows, filled if the state comes from the host; False if there is no room."""
-        if self._full or not self._make_room(1 if job.rollout is None else 2, job.state):
-            self._full = True  # nobody younger is let in before this one
-            return False
         job.started = self._now
-        job.row = self.slots.acquire()  # type: ignore[assignment]  # there is room
-        if job.rollout is not None:
-            job.copy_row = self.slots.acquire()  # type: ignore[assignment]
-        job.move(Phase.RUNNING)
+        job.row = self.slots.acquire()
+        if rows == 2:
+            job.copy_row = self.slots.acquire()
+        job.move(RUNNING)
         self._open.add(job)
-        if job.state is not None:
-            self._idle.pop(job.state, None)  # its row is the way back: it must not be spilled now
-            if job.state.host is not None:
-                self.arena.load(job.row, job.state.host)
-                self.restored += 1
+        state = job.state
+        if state is not None:
+            self._idle.pop(state, None)  # its row is the way back: it must not be spilled now
+            if state.place is HOST:
+                self._returning.append(job)  # to be filled, with the others of this tick
         return True
+
+    def _bring_back(self, jobs: list[Job]) -> list[Job]:
+        """Fills the rows of this tick's jobs whose states are on the host, all at once. If that fails, they
+        do; returns the jobs that can run."""
+        returning, self._returning = self._returning, []
+        try:
+            states = [job.state for job in returning if job.state is not None]
+            self.host.load(states, self.arena, [job.row for job in returning])
+        except Exception as error:  # noqa: BLE001  whatever it was, every job must end
+            for job in returning:
+                self._fail(job, error)
+            return [job for job in jobs if job.phase is RUNNING]
+        self.restored += len(returning)
+        return jobs
 
     def _make_room(self, rows: int, keep: StateHandle | None) -> bool:
         """Spills the states longest idle, several at once, until `rows` slots are free."""
         missing = rows - self.slots.free
-        if missing <= 0:
-            return True
         wanted = max(missing, self.slots.slots // 32)
         spilled: list[StateHandle] = []
         for state in self._idle:
@@ -249,24 +314,37 @@ class Engine:
 
     def spill(self, states: list[StateHandle]) -> None:
         """Moves resident, idle states to host memory and frees their slots."""
-        for state, host in zip(states, self.arena.fetch([s.slot for s in states]), strict=True):
+        slots = [state.slot for state in states]
+        self.host.put(states, self.arena)
+        for state, slot in zip(states, slots, strict=True):
             del self._idle[state]
-            self.slots.release(state.slot)
-            state.place, state.slot, state.host = Place.HOST, -1, host
+            self.slots.release(slot)
         self.evicted += len(states)
-        self.on_host += len(states)
+
+    @property
+    def short(self) -> bool:
+        """Whether free slots are few, and some could be freed."""
+        return self.slots.free < self.low_water and len(self._idle) > 0
+
+    def spill_ahead(self) -> None:
+        """Frees slots of the states longest idle, at most SPILL_BATCH at once."""
+        states = list(itertools.islice(self._idle, min(self.low_water, SPILL_BATCH)))
+        self.spill(states)
+        self.spilled_ahead += len(states)
 
     def _batch(self, jobs: list[Job], traced: bool) -> Batch:
         share = self._share
-        batch = Batch([], [], [], traced=traced)
-        for b, job in enumerate(jobs):
-            source, target = self._rows(job)
-            batch.source.append(source)
-            batch.target.append(target)
-            batch.inputs.append(job.current[job.position : job.position + share])
-            if job.rollout is not None and job.remaining <= share:
-                batch.heads.append(b)
-        return batch
+        heads = [b for b, job in enumerate(jobs) if job.rollout is not None and job.remaining <= share]
+        if self.scheduler.kind is SHORT and not heads:
+            source = [
+                self.arena.padding if (state := job.state) is None or state.place is FRESH
+                else state.slot if state.place is DEVICE else job.row
+                for job in jobs
+            ]  # fmt: skip
+            return Batch(source, [job.row for job in jobs], [job.inputs for job in jobs])
+        rows = [self._rows(job) for job in jobs]
+        inputs = [job.current[job.position : job.position + share] for job in jobs]
+        return Batch([source for source, _ in rows], [target for _, target in rows], inputs, heads, traced)
 
     def _rows(self, job: Job) -> tuple[int, int]:
         """The rows a job's next chunk reads and writes."""
@@ -274,17 +352,18 @@ class Engine:
             return (job.copy_row if job.copied else job.row), job.copy_row
         if job.position:
             return job.row, job.row
-        if job.state is None or job.state.place is Place.FRESH:
+        if job.state is None or job.state.place is FRESH:
             return self.arena.padding, job.row
-        return (job.state.slot if job.state.place is Place.DEVICE else job.row), job.row
+        return (job.state.slot if job.state.place is DEVICE else job.row), job.row
 
     def _take_in(self, job: Job, b: int, outcome: Outcome) -> bool:
         """Takes in what was computed at position b; True if there is more to run."""
         job.position += len(outcome.outputs[b])
         if not job.rolling:
-            # a copy: a view would keep the whole tick's array alive in a replay window
-            job.outputs.append(outcome.outputs[b].copy())
-            if outcome.trace is not None:
+            if job.outputs is None:
+                job.outputs, job.traces = [], []
+            job.outputs.append(outcome.outputs[b])
+            if outcome.trace is not None and job.traces is not None:
                 job.traces.append(outcome.trace)
         else:
             job.copied = True
@@ -302,19 +381,21 @@ class Engine:
     def _fail(self, job: Job, error: Exception) -> None:
         """Ends a job that can't be run, or go on; its session is where it was."""
         job.error = EngineError(f"{type(error).__name__}: {error}")
-        job.move(Phase.FAILED)
+        job.move(FAILED)
         self._let_go(job)
         self._ended.append(job)
 
     def _let_go(self, job: Job) -> None:
-        for row in (job.row, job.copy_row):
-            if row >= 0:
-                self.slots.release(row)
-        job.row = job.copy_row = -1
+        if job.row >= 0:
+            self.slots.release(job.row)
+            job.row = -1
+        if job.copy_row >= 0:
+            self.slots.release(job.copy_row)
+            job.copy_row = -1
         self._open.discard(job)
         if job.state is not None:
             job.state.job = None
-            if job.state.place is Place.DEVICE:
+            if job.state.place is DEVICE:
                 self._idle[job.state] = None
 
     def check_integrity(self) -> None:
@@ -322,14 +403,22 @@ class Engine:
         held = [state.slot for state in self._idle]
         for job in self._open:
             held += [row for row in (job.row, job.copy_row) if row >= 0]
-            if job.state is not None and job.state.place is Place.DEVICE:
+            if job.state is not None and job.state.place is DEVICE:
                 held.append(job.state.slot)
         if len(held) != len(set(held)):
             raise RuntimeError("a slot has two holders")
         self.slots.check_integrity(set(held))
+        self.host.check_integrity()
         for state in self._idle:
-            if state.place is not Place.DEVICE or (state.job is not None and state.job in self._open):
+            if state.place is not DEVICE or (state.job is not None and state.job in self._open):
                 raise RuntimeError("an idle state is not resident, or has a started job")
+
+
+def _kind(job: Job) -> Kind:
+    """The end of a chunk is not a short request, though it may be a single step."""
+    if job.trace and not job.rolling:
+        return TRACED
+    return SHORT if job.position == 0 and job.remaining == 1 else LONG
 
 
 def _groups(jobs: list[Job]) -> list[tuple[bool, list[Job]]]:

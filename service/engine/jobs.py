@@ -18,19 +18,20 @@ class Place(enum.Enum):
 
     FRESH = "fresh"  # nowhere yet: the zeros every sequence starts from
     DEVICE = "device"  # in a slot of the arena
-    HOST = "host"  # in host memory, spilled or imported
+    HOST = "host"  # in a row of the host pool, spilled or imported
+    STORE = "store"  # in the store, under its name; it must be fetched before it can be stepped
 
 
 @dataclass(slots=True, eq=False)
 class StateHandle:
-    """The state of one session, wherever it is. The engine alone changes it.
+    """The state of one session, wherever it is. The engine and its host pool alone change it.
 
-    `host` [2, layers, hidden] float32 (h, c) while the place is HOST.
+    `slot`: the row of the arena while the place is DEVICE, of the host pool while it is HOST.
     """
 
     place: Place = Place.FRESH
     slot: int = -1
-    host: NDArray[np.float32] | None = None
+    name: str = ""  # what the store knows it by: the session's id
     job: Job | None = None  # the job that is moving it, from its start to its commit or abort
 
 
@@ -46,13 +47,17 @@ class Phase(enum.Enum):
     COMMITTED = "committed"  # the new state has replaced the old one
     ABORTED = "aborted"  # the new state is gone
 
+    before: tuple[Phase, ...]  # the phases from which a job may come to this one
 
-# Tuples of members: `in` compares them by identity, where a set would call Enum's hash in Python
-_LEGAL: dict[str, tuple[Phase, ...]] = {
-    "waiting": (Phase.RUNNING, Phase.DROPPED, Phase.FAILED),
-    "running": (Phase.DONE, Phase.FAILED),
-    "done": (Phase.COMMITTED, Phase.ABORTED),
-}
+
+# By name, once: each look at a member through its class costs a tenth of what a job may
+FRESH, DEVICE, HOST, STORE = Place
+WAITING, RUNNING, DONE, DROPPED, FAILED, COMMITTED, ABORTED = Phase
+WAITING.before = ()
+RUNNING.before = DROPPED.before = (WAITING,)
+DONE.before = (RUNNING,)
+FAILED.before = (WAITING, RUNNING)
+COMMITTED.before = ABORTED.before = (DONE,)
 
 
 class Rollout(Protocol):
@@ -64,7 +69,7 @@ class Rollout(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Job:
     """One request: run `inputs` on `state` (None: from zeros, for this job alone), then the rollout."""
 
@@ -73,27 +78,32 @@ class Job:
     rollout: Rollout | None = None
     trace: bool = False  # record the gates of every step
     deadline: float = float("inf")  # on the engine's clock; not started after it
-    submitted: float = 0.0  # on the engine's clock
-    started: float = 0.0
     gone: Callable[[], bool] | None = None  # asked once, before the start: does nobody want it any more?
 
-    phase: Phase = Phase.WAITING
-    position: int = 0  # steps of the current inputs that were run
-    rolling: bool = False  # the inputs are done; `feed` is the rollout's
-    feed: Prepared | None = None
-    copied: bool = False  # a chunk of the rollout was run: the copy holds its state
-    row: int = -1  # the slot with the new state
-    copy_row: int = -1  # the slot the rollout moves
-    outputs: list[NDArray[np.floating]] = field(default_factory=list)  # [t, O] a chunk
-    traces: list[NDArray[np.float32]] = field(default_factory=list)  # [t, layers, 6, hidden] a chunk
-    error: Exception | None = None
+    # The engine's. Without slots and outside of __init__ these stay with the class until they change: a job
+    # is made for every request.
+    submitted: float = field(default=0.0, init=False)  # on the engine's clock
+    started: float = field(default=0.0, init=False)
+    phase: Phase = field(default=Phase.WAITING, init=False)
+    position: int = field(default=0, init=False)  # steps of the current inputs that were run
+    rolling: bool = field(default=False, init=False)  # the inputs are done; `feed` is the rollout's
+    feed: Prepared | None = field(default=None, init=False)
+    copied: bool = field(
+        default=False, init=False
+    )  # a chunk of the rollout was run: the copy holds its state
+    row: int = field(default=-1, init=False)  # the slot with the new state
+    copy_row: int = field(default=-1, init=False)  # the slot the rollout moves
+    outputs: list[NDArray[np.floating]] | None = field(default=None, init=False)  # [t, O] a chunk
+    traces: list[NDArray[np.float32]] | None = field(
+        default=None, init=False
+    )  # [t, layers, 6, hidden] a chunk
+    error: Exception | None = field(default=None, init=False)
 
     def move(self, phase: Phase) -> None:
         """To another phase; an illegal move is a bug of the engine and raises."""
-        legal = _LEGAL.get(self.phase._value_, ())
-        if phase not in legal:
-            wanted = ", ".join(p.value for p in legal) or "no move at all"
-            raise RuntimeError(f"a job that is {self.phase.value} expected {wanted}; {phase.value} came")
+        if self.phase not in phase.before:
+            legal = ", ".join(p.value for p in Phase if self.phase in p.before) or "no move at all"
+            raise RuntimeError(f"a job that is {self.phase.value} expected {legal}; {phase.value} came")
         self.phase = phase
 
     @property
@@ -108,9 +118,10 @@ class Job:
     @property
     def result(self) -> NDArray[np.floating]:
         """Outputs of the request's steps [T, O], in their units (log-probabilities for text)."""
-        return self.outputs[0] if len(self.outputs) == 1 else np.concatenate(self.outputs)
+        outputs = self.outputs or []
+        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     @property
     def trace_result(self) -> NDArray[np.float32]:
         """i, f, g, o, c, h of the request's steps, [T, layers, 6, hidden]."""
-        return np.concatenate(self.traces)
+        return np.concatenate(self.traces or [])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -49,18 +50,17 @@ class Runner:
         self.network = network.to(self.device).eval()
         self.arch = network.spec.architecture
         self.scaler = Scaler(network.spec) if self.arch.task == "series" else None
-        # [x | h] times one matrix a layer: [I + H, 4H], rows contiguous for the product
-        self.weights = [
-            torch.cat((w_ih, w_hh), 1).t().contiguous().detach() for w_ih, w_hh, _ in self._layers()
-        ]
         self.biases = [bias.detach() for _, _, bias in self._layers()]
         next_step = slice(self.arch.output_size)  # lead 0; the other leads are computed when asked for
         self.head_weight = network.head.weight[next_step].t().contiguous().detach()
         self.head_bias = network.head.bias[next_step].detach()
 
+    @cached_property
     def _products(self) -> list[tuple[Tensor, Tensor]]:
-        """Each layer's matrix [I + H, 4H] and bias [4H], gate order i, f, g, o."""
-        return list(zip(self.weights, self.biases, strict=True))
+        """Each layer's matrix [I + H, 4H] for rows [x | h], contiguous, and bias [4H], gate order i, f, g, o.
+        Made when first needed: other runners have packings of their own."""
+        joined = [torch.cat((w_ih, w_hh), 1).t().contiguous().detach() for w_ih, w_hh, _ in self._layers()]
+        return list(zip(joined, self.biases, strict=True))
 
     def _layers(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         return [self.network.lstm.layer(k) for k in range(self.arch.num_layers)]
@@ -92,11 +92,26 @@ class Runner:
         return outcome
 
     @torch.inference_mode()
-    def _compute(self, batch: Batch) -> tuple[Outcome, Tensor, Tensor]:
+    def tops(self, batch: Batch) -> Tensor:
+        """As `run`, for a head of the caller's own: the top layer's h after every step, [t, B, H] float32 on
+        the device, whatever the weights are kept in. Rows behind a chunk's end are undefined.
+        """
+        tops, _, h, c = self._advance(batch)
+        self.arena.scatter(batch.target, h, c)
+        return tops
+
+    def _advance(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The top layer's h [t, B, H], the inputs side by side [t, B, ...], and h and c [L, B, H] after."""
         h, c = self.arena.gather(batch.source)  # [L, B, H] copies: an error leaves the arena as it was
         lengths = [len(x) for x in batch.inputs]
         x = self._stack(batch.inputs, lengths)  # [t, B, I] or [t, B]
         tops = self._single(x[0], h, c)[None] if lengths[0] == 1 else self._ragged(x, h, c, lengths)
+        return tops, x, h, c
+
+    @torch.inference_mode()
+    def _compute(self, batch: Batch) -> tuple[Outcome, Tensor, Tensor]:
+        tops, x, h, c = self._advance(batch)
+        lengths = [len(chunk) for chunk in batch.inputs]
         if lengths[0] == 1:
             flat, prepared = tops[0], x[0]
         else:
@@ -132,7 +147,7 @@ class Runner:
         Returns the top layer's h [B, H]: a row of the state given, so read it before the next step.
         """
         layer_in = self.network.embed(x)
-        for k, (weight, bias) in enumerate(self._products()):
+        for k, (weight, bias) in enumerate(self._products):
             gates = torch.addmm(bias, torch.cat((layer_in, h[k]), 1), weight)  # [B, 4H]: i, f, g, o
             i, f, g, o = gates.chunk(4, 1)
             c_k, h_k = c[k], h[k]

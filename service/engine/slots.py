@@ -15,10 +15,8 @@ class SlotTable:
     def free(self) -> int:
         return len(self._free)
 
-    def acquire(self) -> int | None:
-        """A free slot, now taken; None if there is none."""
-        if not self._free:
-            return None
+    def acquire(self) -> int:
+        """A free slot, now taken. Raises IndexError if there is none: see `free`."""
         slot = self._free.pop()
         self._taken[slot] = 1
         return slot

@@ -33,6 +33,8 @@ class Counters:
 
     steps: int = 0  # committed
     opened: int = 0
+    parked: int = 0  # states moved from host memory to the store
+    fetched: int = 0  # and back
     deduplicated: int = 0  # steps answered from the replay window
     ended: Counter[str] = field(default_factory=Counter)  # sessions, by ending
     conflicts: Counter[str] = field(default_factory=Counter)  # requests, by reason

@@ -27,6 +27,12 @@ class Steps:
         return len(self.prepared)
 
 
+def joined(parts: list[Steps]) -> Steps:
+    """Steps that follow each other, as one."""
+    prepared: NDArray[Any] = np.concatenate([steps.prepared for steps in parts])
+    return Steps(prepared, b"".join([steps.raw for steps in parts]))
+
+
 class InputReader:
     """Reads one model's inputs. Errors name the place as a path below `inputs` or `text`."""
 
@@ -69,6 +75,18 @@ class InputReader:
             i = next(i for i, value in enumerate(normalised) if abs(value) > MAX_NORMALISED)
             raise self._far_off(0, i, row[i])
         return Steps(np.array([normalised], np.float32), self._pack(*row))
+
+    def single_rows(self, rows: list[list[float]]) -> list[Steps] | None:
+        """A step of each of many sessions, all at once; None if one of them is not as it must be."""
+        if self.takes_text or any(len(row) != self._width for row in rows):
+            return None
+        raw = np.array(rows, np.float64)
+        with np.errstate(over="ignore"):
+            normalised = self._scaler.normalise(raw)
+        if normalised.max() > MAX_NORMALISED or normalised.min() < -MAX_NORMALISED:
+            return None
+        prepared = normalised.astype(np.float32)[:, None]
+        return [Steps(row, numbers.tobytes()) for row, numbers in zip(prepared, raw, strict=True)]
 
     def _far_off(self, t: int, i: int, value: float) -> InvalidValue:
         return InvalidValue(

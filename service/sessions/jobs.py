@@ -6,7 +6,7 @@ from model.config import ModelSpec
 from service.engine.engine import Engine
 from service.engine.jobs import Job
 from service.engine.rollouts import Forecast, Generation
-from service.sessions.replies import Options, Reply, StepCommand
+from service.sessions.replies import PLAIN, Options, Reply, StepCommand
 from service.sessions.session import Ticket
 
 
@@ -15,7 +15,7 @@ def job_for(ticket: Ticket, command: StepCommand, spec: ModelSpec) -> Job:
     return Job(
         inputs=command.steps.prepared,
         state=None if ticket.session is None else ticket.session.state,
-        rollout=_rollout(command.options, spec),
+        rollout=None if command.options is PLAIN else _rollout(command.options, spec),
         trace=command.options.gates,
         deadline=ticket.deadline,
         gone=ticket.future.done,
@@ -26,6 +26,8 @@ def reply_of(ticket: Ticket, command: StepCommand, job: Job, engine: Engine, spe
     """The reply to a request whose job is DONE and not yet committed."""
     rollout, options = job.rollout, command.options
     start = 0 if ticket.session is None else ticket.session.next_step
+    if options is PLAIN:
+        return Reply(command.session_id, start, start + len(job.inputs), job.result)
     generated = None
     if isinstance(rollout, Generation):
         generated = "".join(spec.vocabulary[token] for token in rollout.tokens)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
 from model.bundle import Bundle
 from service.engine.engine import Engine
-from service.engine.jobs import Job, Phase, Place
+from service.engine.jobs import DONE, Job, Phase, Place
 from service.engine.loop import EngineLoop
 from service.errors import (
     CellstateError,
@@ -28,14 +27,16 @@ from service.errors import (
     Stopping,
     Unavailable,
 )
+from service.sessions.actions import Actions
 from service.sessions.counters import Counters
 from service.sessions.jobs import job_for, reply_of
 from service.sessions.register import Limits, Register
 from service.sessions.replies import Reply, StepCommand
+from service.sessions.residence import Residence
 from service.sessions.session import Session, Ticket
 from service.sessions.snapshot import Snapshot
-from service.sessions.store import Ending, Pending, StepRecord, Store
-from service.sessions.window import Committed, ReplayWindow
+from service.sessions.store import Ending, Pending, StepRecord, Store, failure_of
+from service.sessions.window import Committed
 
 T = TypeVar("T")
 Finished = tuple[Ticket, Job, Reply]
@@ -56,8 +57,10 @@ class SessionManager:
         self.counters = Counters()
         self.draining = False
         self._loop = asyncio.get_running_loop()
-        self._register = Register(engine, store, limits, self.counters, clock)
-        self._engine_loop = EngineLoop(engine, self._on_tick)
+        self._residence = Residence(engine, store, limits.host_sessions, self.counters, self._on_fetched)
+        self._register = Register(self._residence, store, limits, self.counters, clock)
+        self._actions = Actions(bundle, engine, self._register, self._residence, limits)
+        self._engine_loop = EngineLoop(engine, self._on_tick, self._residence.tidy_soon)
         self._tickets: dict[Job, Ticket] = {}
         self._in_flight = 0
         self._quiet = asyncio.Event()
@@ -67,8 +70,8 @@ class SessionManager:
 
     def places(self) -> dict[str, int]:
         """Open sessions, by the place of their state."""
-        device, host = self.engine.resident, self.engine.on_host
-        return {"device": device, "host": host, "fresh": len(self) - device - host}
+        device, host, store = self.engine.resident, self.engine.on_host, self.engine.host.stored
+        return {"device": device, "host": host, "store": store, "fresh": len(self) - device - host - store}
 
     def expires_in(self, session: Session) -> float:
         """Seconds until a session ends if nothing comes before."""
@@ -96,22 +99,21 @@ class SessionManager:
 
     def snapshot(self, session_id: str) -> asyncio.Future[Snapshot]:
         """The state after the requests before this one."""
-        return self._act(session_id, self._take_snapshot)
+        return self._act(session_id, self._actions.take_snapshot, reads=True)
 
     def restore(self, session_id: str, snapshot: Snapshot) -> asyncio.Future[bool]:
         """Puts a session where the snapshot was; opens it if need be. The future: whether it was opened."""
         self._check_accepting()
         session = self._register.get(session_id)
         if session is not None:
-            return self._act(session_id, lambda session: self._put(session, snapshot, False))
-        session = self._register.open(session_id)
+            return self._act(session_id, lambda session: self._actions.put(session, snapshot, False))
         future = self._loop.create_future()
-        future.set_result(self._put(session, snapshot, True))
+        future.set_result(self._actions.put(self._register.open(session_id), snapshot, True))
         return future
 
     def fork(self, session_id: str, new_id: str | None, at_step: int | None) -> asyncio.Future[Session]:
         """Opens a new session from this one's state after the requests before this one."""
-        return self._act(session_id, lambda session: self._fork(session, new_id, at_step))
+        return self._act(session_id, lambda session: self._actions.fork(session, new_id, at_step), reads=True)
 
     # Steps
 
@@ -157,34 +159,35 @@ class SessionManager:
         self.draining = True
         self._register.close()
         for session in self._register:
-            for ticket in session.waiting:
+            for ticket in session.waiting or ():
                 ticket.settle(error=self._stopping())
+        self._residence.close(self._stopping())
         for ticket in self._tickets.values():
             ticket.settle(error=Stopping("the service stopped during the request", retry_after_s=1))
 
     def check_integrity(self) -> None:
         """Raises RuntimeError unless engine, sessions and tickets agree."""
         self.engine.check_integrity()
+        self._residence.check_integrity(self._register)
         for session in self._register:
-            if session.waiting and session.current is None:
-                raise RuntimeError(f"requests of session {session.id} wait for nothing")
-            job = None if session.current is None else session.current.job
-            if job is not None and job not in self._tickets and job.phase is not Phase.DONE:
-                raise RuntimeError(f"session {session.id} waits for a job that nobody runs or commits")
+            session.check_integrity(self._tickets)
 
     # How: actions on a session at rest
 
-    def _act(self, session_id: str, action: Callable[[Session], T]) -> asyncio.Future[T]:
+    def _act(
+        self, session_id: str, action: Callable[[Session], T], *, reads: bool = False
+    ) -> asyncio.Future[T]:
         self._check_accepting()
         session = self._register.get(session_id)
         if session is None:
             raise self._register.absent(session_id)
-        return self._enqueue(session, Ticket(self._loop.create_future(), action=action, session=session))
+        ticket = Ticket(self._loop.create_future(), action=action, reads=reads, session=session)
+        return self._enqueue(session, ticket)
 
     def _close(self, session: Session) -> None:
         self._register.remove(session, Ending.CLOSED)
-        waiting, session.waiting = session.waiting, deque()
-        for ticket in waiting:
+        waiting, session.waiting = session.waiting, None
+        for ticket in waiting or ():
             self._reroute(ticket, session.id)
 
     def _reroute(self, ticket: Ticket, session_id: str) -> None:
@@ -201,35 +204,9 @@ class SessionManager:
                 return
             session.opened_by_step = True
         ticket.session = session
-        session.waiting.append(ticket)
+        session.wait(ticket)
         if session.current is None:
             self._advance(session)
-
-    def _take_snapshot(self, session: Session) -> Snapshot:
-        b = self.bundle
-        return Snapshot(self.engine.read(session.state), session.next_step, b.name, b.version, b.digest)
-
-    def _put(self, session: Session, snapshot: Snapshot, opened: bool) -> bool:
-        adopted = self.engine.adopt(snapshot.state)  # first what can fail: the session keeps a state
-        self.engine.forget(session.state)
-        session.state = adopted
-        session.next_step = snapshot.next_step
-        session.window = ReplayWindow(self.limits.replay_window)
-        session.opened_by_step = False
-        return opened
-
-    def _fork(self, session: Session, new_id: str | None, at_step: int | None) -> Session:
-        if at_step is not None and at_step != session.next_step:
-            raise StepConflict(
-                f"the state before step {at_step} is not kept; the next step is {session.next_step}",
-                expected_step=session.next_step,
-            )
-        state = None if session.state.place is Place.FRESH else self.engine.read(session.state)
-        fork = self._register.open(new_id, session.ttl_s, session.durability)
-        if state is not None:
-            fork.state = self.engine.adopt(state)
-        fork.next_step = session.next_step
-        return fork
 
     # How: the way of a request
 
@@ -248,7 +225,10 @@ class SessionManager:
             self._unopen(session)
             raise
         session.used_at = self._register.clock()
-        session.waiting.append(ticket)
+        if session.current is None and session.waiting is None:
+            self._try(session, ticket)
+        else:
+            session.wait(ticket)
         if session.current is None:
             self._advance(session)
         return ticket.future
@@ -272,26 +252,45 @@ class SessionManager:
 
     def _advance(self, session: Session) -> None:
         """Takes up the requests that wait for a session at rest, until one of them moves it."""
-        while session.waiting and session.current is None:
-            ticket = session.waiting.popleft()
-            if ticket.future.done():  # cancelled, or too late
-                self._finish(ticket)
-                continue
-            try:
-                self._take_up(session, ticket)
-            except Exception as error:  # noqa: BLE001  a request's error is its answer, whatever it is
-                self._finish(ticket, error=error)
+        while session.waiting is not None and session.current is None:
+            self._try(session, session.next_ticket())
         if session.at_rest:
             self._unopen(session)
 
+    def _try(self, session: Session, ticket: Ticket) -> None:
+        if ticket.future.done():  # cancelled, or too late
+            self._finish(ticket)
+            return
+        try:
+            self._take_up(session, ticket)
+        except Exception as error:  # noqa: BLE001  a request's error is its answer, whatever it is
+            self._finish(ticket, error=error)
+
+    def _on_fetched(self, session: Session, ticket: Ticket, error: BaseException | None) -> None:
+        """The state of a session that waited for it is back; or not, and the session is where it was."""
+        session.current = None
+        if error is None:
+            self._try(session, ticket)
+        else:
+            away = Unavailable(f"the store did not give the session's state: {error}", retry_after_s=1)
+            self._finish(ticket, error=away)
+        self._advance(session)
+
     def _take_up(self, session: Session, ticket: Ticket) -> None:
-        command = ticket.command
+        command, stored = ticket.command, session.state.place is Place.STORE
         if command is None:
             assert ticket.action is not None  # noqa: S101  a ticket has one or the other
-            self._finish(ticket, ticket.action(session))
+            if stored and ticket.reads:
+                session.current = ticket
+                self._residence.fetch(session, ticket)
+            else:
+                self._finish(ticket, ticket.action(session))
         elif command.step is None or command.step == session.next_step:
             session.current = ticket
-            self._start(ticket)
+            if stored:
+                self._residence.fetch(session, ticket)
+            else:
+                self._start(ticket)
         elif command.step > session.next_step:
             self.counters.conflicts["gap"] += 1
             raise StepConflict(
@@ -300,7 +299,9 @@ class SessionManager:
             )
         else:
             try:
-                reply = session.window.answer(command.step, command.steps, command.options, session.next_step)
+                reply = session.window.answer(
+                    session.id, command.step, command.steps, command.options, session.next_step
+                )
             except StepConflict:
                 self.counters.conflicts["replay"] += 1
                 raise
@@ -322,7 +323,7 @@ class SessionManager:
         finished: list[Finished] = []
         for job in ended:
             ticket = self._tickets.pop(job)
-            if job.phase is Phase.DONE:
+            if job.phase is DONE:
                 counters.queue_seconds.observe(job.started - job.submitted)
                 assert ticket.command is not None  # noqa: S101  only commands have jobs
                 try:
@@ -340,6 +341,7 @@ class SessionManager:
                 self._release(ticket, self._why_not(ticket, job))
         if finished:
             self._commit(finished)
+        self._residence.tidy_soon()
 
     def _why_not(self, ticket: Ticket, job: Job) -> CellstateError | None:
         if job.phase is Phase.FAILED:
@@ -367,10 +369,9 @@ class SessionManager:
     def _settle(
         self, finished: list[Finished], records: list[StepRecord], started: float, pending: Pending
     ) -> None:
-        error: BaseException | None = None
-        if pending is not None:
-            error = asyncio.CancelledError("cancelled") if pending.cancelled() else pending.exception()
+        error = None if pending is None else failure_of(pending)
         self.counters.commit_seconds.observe(self.engine.clock() - started)
+        now = self._register.clock()
         for (ticket, job, reply), record in zip(finished, records, strict=True):
             session = ticket.session
             assert session is not None  # noqa: S101  predictions are not committed
@@ -383,7 +384,7 @@ class SessionManager:
             self.engine.commit(job)
             session.window.add(record.committed)
             session.next_step = reply.next_step
-            session.used_at = self._register.clock()
+            session.used_at = now
             session.opened_by_step = False
             self.counters.steps += reply.next_step - reply.step
             self._release(ticket, None, reply)
@@ -395,7 +396,7 @@ class SessionManager:
         if session is not None:
             session.current = None
         self._finish(ticket, reply, error)
-        if session is not None and (session.waiting or session.opened_by_step):
+        if session is not None and (session.waiting is not None or session.opened_by_step):
             self._advance(session)
 
     def _finish(self, ticket: Ticket, result: Any = None, error: BaseException | None = None) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from service.engine.engine import Engine
 from service.errors import (
     InvalidValue,
     NoCapacity,
@@ -20,6 +18,8 @@ from service.errors import (
     SessionNotFound,
 )
 from service.sessions.counters import Counters
+from service.sessions.expiries import Expiries
+from service.sessions.residence import Residence
 from service.sessions.session import Session
 from service.sessions.store import Ending, Store
 from service.sessions.window import ReplayWindow
@@ -31,9 +31,11 @@ SWEEP_S = 1.0
 
 @dataclass(slots=True, frozen=True)
 class Limits:
-    """sessions: most at a time. queue: most requests accepted and not answered. Times in seconds."""
+    """sessions: most at a time. host_sessions: states kept in host memory, beyond them in the store. queue:
+    most requests accepted and not answered. Times in seconds."""
 
     sessions: int
+    host_sessions: int
     queue: int
     ttl_s: float
     replay_window: int
@@ -44,15 +46,19 @@ class Register:
     """The open sessions of one model. Create it on the running loop; `close` before the loop ends."""
 
     def __init__(
-        self, engine: Engine, store: Store, limits: Limits, counters: Counters, clock: Callable[[], float]
+        self,
+        residence: Residence,
+        store: Store,
+        limits: Limits,
+        counters: Counters,
+        clock: Callable[[], float],
     ) -> None:
-        self._engine, self._store, self._limits, self._counters = engine, store, limits, counters
+        self._residence, self._store, self._limits, self._counters = residence, store, limits, counters
         self.clock = clock
         self._sessions: dict[str, Session] = {}
         # Ids this process issues carry its mark, so that one of another process is known to be lost
         self._mark = secrets.token_hex(4)
-        self._expiries: list[tuple[float, int, Session]] = []  # a heap, one entry a session, maybe too early
-        self._serial = 0
+        self._expiries = Expiries()
         self._loop = asyncio.get_running_loop()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep_on)
 
@@ -98,16 +104,14 @@ class Register:
         self._sessions[session.id] = session
         self._counters.opened += 1
         if len(self._expiries) > 2 * len(self._sessions) + 1024:  # mostly ended ones: let go of them
-            self._expiries = [entry for entry in self._expiries if entry[2] in self]
-            heapq.heapify(self._expiries)
-        self._serial += 1
-        heapq.heappush(self._expiries, (session.expires_at, self._serial, session))
+            self._expiries.keep(self.__contains__)
+        self._expiries.add(session, session.expires_at)
         return session
 
     def remove(self, session: Session, ending: Ending | None) -> None:
         """Ends a session that no job moves, and frees its state. Without an ending it never was."""
         session.end()
-        self._engine.forget(session.state)
+        self._residence.forget(session)
         del self._sessions[session.id]
         if ending is not None:
             self._store.end(session.id, ending)
@@ -144,7 +148,7 @@ class Register:
             self.sweep()
         if len(self._sessions) >= self._limits.sessions:
             self._counters.rejected["sessions"] += 1
-            due = self._expiries[0][0] - self.clock() if self._expiries else 1.0
+            due = self._expiries.first - self.clock()
             raise NoCapacity(
                 f"{len(self._sessions)} sessions are open, which is the most",
                 retry_after_s=int(min(max(due, 1.0), 60.0)),
@@ -157,12 +161,10 @@ class Register:
     def sweep(self) -> None:
         """Ends the sessions whose time has run out."""
         now = self.clock()
-        while self._expiries and self._expiries[0][0] <= now:
-            _, serial, session = heapq.heappop(self._expiries)
+        for session in self._expiries.pop(now):
             if session not in self:
                 continue
             if session.at_rest and session.expires_at <= now:
                 self.remove(session, Ending.EXPIRED)
             else:
-                due = max(session.expires_at, now + SWEEP_S)
-                heapq.heappush(self._expiries, (due, serial, session))
+                self._expiries.add(session, max(session.expires_at, now + SWEEP_S))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.engine.jobs import Job, StateHandle
+from service.engine.jobs import Job, Phase, Place, StateHandle
 from service.sessions.replies import StepCommand
 from service.sessions.window import ReplayWindow
 
@@ -31,6 +30,7 @@ class Ticket:
     future: asyncio.Future[Any]
     command: StepCommand | None = None
     action: Callable[[Session], Any] | None = None
+    reads: bool = False  # the action needs the session's state at hand
     session: Session | None = None
     job: Job | None = None
     deadline: float = float("inf")
@@ -61,9 +61,14 @@ class Session:
     opened_by_step: bool = False  # by step 0 of an unknown id: if that step fails, it was never opened
     next_step: int = 0
     life: Life = Life.OPEN
-    state: StateHandle = field(default_factory=StateHandle)
+    state: StateHandle = field(init=False)
     current: Ticket | None = None
-    waiting: deque[Ticket] = field(default_factory=deque)
+    waiting: list[Ticket] | None = (
+        None  # in order; None, as an empty deque takes 600 bytes, and most are idle
+    )
+
+    def __post_init__(self) -> None:
+        self.state = StateHandle(name=self.id)
 
     @property
     def expires_at(self) -> float:
@@ -72,7 +77,35 @@ class Session:
 
     @property
     def at_rest(self) -> bool:
-        return self.current is None and not self.waiting
+        return self.current is None and self.waiting is None
+
+    def wait(self, ticket: Ticket) -> None:
+        """Behind those that wait already."""
+        if self.waiting is None:
+            self.waiting = [ticket]
+        else:
+            self.waiting.append(ticket)
+
+    def next_ticket(self) -> Ticket:
+        """Takes out the first that waits; there must be one."""
+        waiting = self.waiting
+        assert waiting is not None  # noqa: S101
+        ticket = waiting.pop(0)
+        if not waiting:
+            self.waiting = None
+        return ticket
+
+    def check_integrity(self, running: Container[Job]) -> None:
+        """Raises RuntimeError unless its requests wait for something. running: jobs that are not ended."""
+        if self.current is None:
+            if self.waiting is not None:
+                raise RuntimeError(f"requests of session {self.id} wait for nothing")
+            return
+        job = self.current.job
+        if job is None and self.state.place is not Place.STORE:
+            raise RuntimeError(f"session {self.id} waits for a state that is here")
+        if job is not None and job not in running and job.phase is not Phase.DONE:
+            raise RuntimeError(f"session {self.id} waits for a job that nobody runs or commits")
 
     def end(self) -> None:
         """OPEN to ENDED; a second end is a bug and raises."""

@@ -22,9 +22,10 @@ from model.config import Architecture, ModelSpec, Signal
 from service.settings import Settings
 from service.wiring import build
 
-#: Small limits, so that what goes beyond them is small too.
+#: Small limits, so that what goes beyond them is small too. fp32: the numbers are those of any machine.
 SETTINGS = Settings(
     device="cpu",
+    precision="fp32",
     slots=32,
     max_batch=8,
     host_sessions=100_000,

@@ -13,6 +13,7 @@ from model.config import Architecture, ModelSpec, Signal
 from model.network import Network, Scaler
 from model.reference import Reference
 from service.engine.engine import Engine
+from service.engine.host_pool import HostPool
 from service.engine.jobs import Job, Phase, Prepared, Rollout, StateHandle
 
 #: Engine against reference, normalised values and log-probabilities: float32 rounds at 6e-8, a step sums some
@@ -75,7 +76,7 @@ def make_engine(
     clock: Clock | None = None,
     device: torch.device = CPU,
 ) -> Engine:
-    return Engine(
+    engine = Engine(
         make_network(spec or make_spec()),
         slots=slots,
         max_batch=max_batch,
@@ -83,6 +84,11 @@ def make_engine(
         device=device,
         clock=clock or Clock(),
     )
+    arch = engine.runner.arch
+    pinned = device.type == "cuda"
+    # blocks so small that tests cross from one to the next
+    engine.host = HostPool(arch.num_layers, arch.hidden_size, pinned=pinned, block_rows=4)
+    return engine
 
 
 def make_inputs(spec: ModelSpec, steps: int, seed: int = 1) -> Prepared:
@@ -105,9 +111,9 @@ def make_job(
     return Job(make_inputs(engine.runner.network.spec, steps, seed), state, rollout=rollout, trace=trace)
 
 
-def bad_job(state: StateHandle | None = None) -> Job:
-    """A job that the runner can't run: its rows are wider than any model's here."""
-    return Job(np.zeros((1, 99), np.float32), state)
+def bad_job(state: StateHandle | None = None, steps: int = 1) -> Job:
+    """A job that the runner can't run, nor others with it: its rows are wider than any model's here."""
+    return Job(np.zeros((steps, 99), np.float32), state)
 
 
 def tick(engine: Engine) -> list[Job]:

@@ -53,7 +53,7 @@ def test_a_fetched_state_has_memory_of_its_own(arena: Arena) -> None:
     assert first.dtype == np.float32
     assert (first == 3).all()
     assert (second == 1).all()
-    assert first.base is None
+    assert not np.shares_memory(first, arena.h.cpu().numpy())
     first[:] = 9
     assert (arena.fetch([2])[0] == 3).all()
 
@@ -65,3 +65,10 @@ def test_h_and_c_keep_their_places_through_load_and_fetch(arena: Arena) -> None:
     np.testing.assert_array_equal(arena.h[:, 1].cpu(), state[0])
     np.testing.assert_array_equal(arena.c[:, 1].cpu(), state[1])
     assert not arena.h[:, arena.padding].any()
+
+
+def test_a_batch_of_states_is_fetched_into_memory_given_and_loaded_to_other_rows(arena: Arena) -> None:
+    both = np.zeros((2, 2, LAYERS, HIDDEN), np.float32)
+    assert arena.fetch([3, 0], out=both) is both
+    arena.load_batch([1, 4], both + 0.5)
+    assert arena.h[1, :, 2].tolist() == arena.c[0, :, 0].tolist() == [1, 4.5, 3, 4, 1.5, 0]

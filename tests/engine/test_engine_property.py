@@ -13,6 +13,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from numpy.typing import NDArray
 
 from service.engine.engine import Engine
 from service.engine.jobs import Job, Phase, Place, StateHandle
@@ -60,6 +61,8 @@ class Machine(RuleBasedStateMachine):
         self.poison: set[Job] = set()
         self.of: dict[Job, Sequence] = {}
         self.seed = 0
+        self.loan: tuple[list[StateHandle], NDArray[np.float32]] = ([], np.zeros(0, np.float32))
+        self.stored: dict[StateHandle, NDArray[np.float32]] = {}
 
     @initialize(
         name=st.sampled_from(sorted(SPECS)),
@@ -92,6 +95,7 @@ class Machine(RuleBasedStateMachine):
     def step(self, who: int, steps: int, trace: bool, rollout: int, patience: float) -> None:
         sequence = self.sequences[who]
         if sequence.job is None:
+            self.fetch(sequence.state)
             sequence.job = self.submit(sequence.state, steps, trace, rollout, patience)
             self.of[sequence.job] = sequence
 
@@ -109,6 +113,8 @@ class Machine(RuleBasedStateMachine):
         """Its whole batch fails with it."""
         sequence = None if who is None else self.sequences[who]
         if really and (sequence is None or sequence.job is None):
+            if sequence is not None:
+                self.fetch(sequence.state)
             job = bad_job(None if sequence is None else sequence.state)
             if sequence is not None:
                 sequence.job = job
@@ -133,6 +139,7 @@ class Machine(RuleBasedStateMachine):
     def fork(self, who: int, onto: int) -> None:
         source, target = self.sequences[who], self.sequences[onto]
         if target.job is None and source is not target:
+            self.fetch(source.state)
             state = self.engine.adopt(self.engine.read(source.state))
             self.engine.forget(target.state)
             self.sequences[onto] = Sequence(state, source.oracle.copy())
@@ -148,6 +155,31 @@ class Machine(RuleBasedStateMachine):
         state = self.sequences[who].state
         if state.place is Place.DEVICE and state.job is None:
             self.engine.spill([state])
+
+    @rule()
+    def spill_ahead(self) -> None:
+        if self.engine.short:
+            self.engine.spill_ahead()
+
+    @rule(count=st.integers(1, 5))
+    def lend_to_the_store(self, count: int) -> None:
+        if not self.loan[0]:
+            self.loan = self.engine.host.lend(count)
+
+    @rule(kept=st.sampled_from([True, True, False]))
+    def store_answers(self, kept: bool) -> None:
+        """Whatever became of the states in the meantime."""
+        states, values = self.loan
+        self.loan = ([], values)
+        for state in self.engine.host.confirm(states, kept):
+            self.stored[state] = values[states.index(state)]
+
+    @rule(count=st.integers(1, 5))
+    def fetch_from_the_store(self, count: int) -> None:
+        self.stored = {s: v for s, v in self.stored.items() if s.place is Place.STORE}  # else: forgotten
+        states = list(self.stored)[:count]
+        if states:
+            self.engine.host.adopt(states, np.stack([self.stored.pop(state) for state in states]))
 
     @rule(times=st.integers(1, 12), verdict=st.sampled_from(["commit", "commit", "abort", "hold"]))
     def run(self, times: int, verdict: str) -> None:
@@ -191,6 +223,7 @@ class Machine(RuleBasedStateMachine):
             self.engine.check_integrity()
             places = Counter(sequence.state.place for sequence in self.sequences)
             assert self.engine.on_host == places[Place.HOST]
+            assert self.engine.host.stored == places[Place.STORE]
             assert self.engine.resident == places[Place.DEVICE]
 
     def teardown(self) -> None:
@@ -211,7 +244,7 @@ class Machine(RuleBasedStateMachine):
             self.engine.forget(sequence.state)
         self.engine.check_integrity()
         assert self.engine.slots.free == self.engine.slots.slots
-        assert self.engine.on_host == 0
+        assert (self.engine.on_host, self.engine.host.stored) == (0, 0)
 
     # How
 
@@ -235,8 +268,14 @@ class Machine(RuleBasedStateMachine):
             sequence.job = sequence.ahead = None
             self.check_state(sequence)
 
+    def fetch(self, state: StateHandle) -> None:
+        """As the manager does before a job."""
+        if state.place is Place.STORE:
+            self.engine.host.adopt([state], self.stored.pop(state)[None])
+
     def check_state(self, sequence: Sequence) -> None:
-        actual = self.engine.read(sequence.state)
+        stored = sequence.state.place is Place.STORE
+        actual = self.stored[sequence.state] if stored else self.engine.read(sequence.state)
         np.testing.assert_allclose(actual, sequence.oracle.state, atol=TOLERANCE, rtol=0)
 
     def check_result(self, job: Job) -> None:

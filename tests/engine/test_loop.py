@@ -79,3 +79,26 @@ async def test_while_every_job_waits_for_a_row_it_does_not_spin_and_goes_on_when
     loop.engine.commit(held)
     loop.wake()
     assert await loop.next() is waiting
+
+
+async def test_slots_are_freed_when_there_is_nothing_else_to_do() -> None:
+    loop = Watched(make_engine(slots=16))
+    for _ in range(14):
+        loop.submit(make_job(loop.engine, 1, StateHandle()))
+        await loop.next()
+    await quiet()
+    assert loop.engine.slots.free >= loop.engine.low_water
+    assert loop.engine.evicted == loop.engine.spilled_ahead == loop.engine.on_host > 0
+    loop.engine.check_integrity()
+
+
+async def test_no_slot_is_freed_ahead_while_there_is_work() -> None:
+    loop = Watched(make_engine(slots=16, quantum=1))
+    states = [StateHandle() for _ in range(14)]
+    for state in states:
+        loop.submit(make_job(loop.engine, 1, state))
+    loop.submit(long := make_job(loop.engine, 400))
+    while await loop.next() is not long:
+        assert loop.engine.spilled_ahead == 0
+    await quiet()
+    assert loop.engine.spilled_ahead > 0

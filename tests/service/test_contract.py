@@ -465,7 +465,10 @@ def test_a_session_that_another_process_had_is_lost_and_never_a_silent_zero_stat
 def test_after_a_kill_its_sessions_are_lost(tmp_path: Path) -> None:
     """The same with a process that really dies."""
     models = save_bundles(tmp_path)
-    with serving(models) as first, httpx.Client(base_url=first.url, timeout=30, trust_env=False) as http:
+    with (
+        serving(models, precision="fp32") as first,
+        httpx.Client(base_url=first.url, timeout=30, trust_env=False) as http,
+    ):
         bundle = first.of("series")
         assert bundle is not None
         issued = http.post(f"/v1/models/{bundle.name}/sessions").json()["session_id"]

@@ -124,6 +124,7 @@ class House:
         max_batch: int = 8,
         quantum: int = 4,
         sessions: int = 100,
+        host_sessions: int = 1000,
         queue: int = 100,
         ttl_s: float = 60.0,
         replay_window: int = 16,
@@ -139,7 +140,7 @@ class House:
             device=CPU,
             clock=self.engine_clock,
         )
-        limits = Limits(sessions, queue, ttl_s, replay_window, "none")
+        limits = Limits(sessions, host_sessions, queue, ttl_s, replay_window, "none")
         self.manager = SessionManager(self.bundle, self.engine, store, limits, self.clock)
 
     def oracle(self) -> Oracle:

@@ -349,6 +349,23 @@ async def test_a_deadline_that_passes_in_the_engines_queue() -> None:
         assert house.manager.counters.rejected == {"deadline": 1}
 
 
+async def test_a_deadline_that_passes_behind_long_requests_is_told_at_once() -> None:
+    """Three slots: a long request holds what there is, and goes on for long after the deadline."""
+    with make_house(slots=3, quantum=1) as house:
+        long = house.manager.step(replace(make_command("a", 2000, 0), options=Options(horizon=1)))
+        await until(lambda: house.engine.running == 1)
+        late = replace(make_command("b", 2, 0, timeout_s=0.001), options=Options(horizon=2))
+        with pytest.raises(DeadlineExceeded):
+            await house.manager.step(late)
+        assert not long.done()
+        house.engine_clock.now += 1
+        assert (await long).next_step == 2000
+        await until(lambda: house.manager._in_flight == 0)
+        with pytest.raises(SessionNotFound):
+            house.manager.facts("b")
+        assert house.manager.counters.rejected == {"deadline": 1}
+
+
 async def test_a_deadline_does_not_stop_what_is_running() -> None:
     store = JournalStore()
     store.slow = True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from service.sessions.store import Ending, MemoryStore
 
@@ -46,3 +48,42 @@ def test_it_forgets_endings_with_time() -> None:
 @pytest.mark.parametrize("ending", list(Ending))
 def test_an_ending_is_taken_in_silence(ending: Ending) -> None:
     assert MemoryStore().end("a", ending) is None
+
+
+def states(*numbers: float) -> NDArray[np.float32]:
+    """[B, 2, layers, hidden] that tell their number."""
+    return np.stack([np.full((2, 2, 3), number, np.float32) for number in numbers])
+
+
+def test_parked_states_are_fetched_in_the_order_asked_for_and_stay() -> None:
+    store = MemoryStore()
+    assert store.park(["a", "b", "c"], states(1, 2, 3)) is None
+    for _ in range(2):
+        np.testing.assert_array_equal(store.fetch(["c", "a"]), states(3, 1))
+
+
+def test_a_state_parked_again_is_the_new_one() -> None:
+    store = MemoryStore()
+    for n in range(9):
+        store.park(["a", "b"], states(n, n + 0.5))
+    np.testing.assert_array_equal(store.fetch(["a", "b"]), states(8, 8.5))
+    assert store._blocks is not None
+    assert store._blocks.used == 2
+
+
+def test_what_is_dropped_is_gone_and_takes_no_room() -> None:
+    store = MemoryStore()
+    store.park(["a", "b"], states(1, 2))
+    store.drop(["a", "never"])
+    with pytest.raises(KeyError):
+        store.fetch(["a"])
+    np.testing.assert_array_equal(store.fetch(["b"]), states(2))
+    assert store._blocks is not None
+    store._blocks.check_integrity({store._rows["b"]})
+
+
+def test_the_array_that_was_parked_is_the_callers_again() -> None:
+    store, mine = MemoryStore(), states(1)
+    store.park(["a"], mine)
+    mine[:] = 9
+    np.testing.assert_array_equal(store.fetch(["a"]), states(1))

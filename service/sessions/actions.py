@@ -1,0 +1,55 @@
+"""What is done to a session at rest, at its place in the order of requests: export, import, fork."""
+
+from __future__ import annotations
+
+from model.bundle import Bundle
+from service.engine.engine import Engine
+from service.engine.jobs import Place
+from service.errors import StepConflict
+from service.sessions.register import Limits, Register
+from service.sessions.residence import Residence
+from service.sessions.session import Session
+from service.sessions.snapshot import Snapshot
+from service.sessions.window import ReplayWindow
+
+
+class Actions:
+    """Of one model. What reads a state needs it at hand: not in the store."""
+
+    def __init__(
+        self, bundle: Bundle, engine: Engine, register: Register, residence: Residence, limits: Limits
+    ) -> None:
+        self._bundle, self._engine, self._limits = bundle, engine, limits
+        self._register, self._residence = register, residence
+
+    def take_snapshot(self, session: Session) -> Snapshot:
+        """The state as it is; reads it."""
+        b = self._bundle
+        return Snapshot(self._engine.read(session.state), session.next_step, b.name, b.version, b.digest)
+
+    def put(self, session: Session, snapshot: Snapshot, opened: bool) -> bool:
+        """The session goes on from the snapshot; what was before is not known any more. Returns `opened`."""
+        adopted = self._engine.adopt(snapshot.state, session.id)  # first what can fail: it keeps a state
+        self._residence.forget(session)
+        session.state = adopted
+        session.next_step = snapshot.next_step
+        session.window = ReplayWindow(self._limits.replay_window)
+        session.opened_by_step = False
+        self._residence.tidy_soon()
+        return opened
+
+    def fork(self, session: Session, new_id: str | None, at_step: int | None) -> Session:
+        """A new session from this one's state; reads it. Raises StepConflict if it is at another step, and
+        what opening a session raises."""
+        if at_step is not None and at_step != session.next_step:
+            raise StepConflict(
+                f"the state before step {at_step} is not kept; the next step is {session.next_step}",
+                expected_step=session.next_step,
+            )
+        state = None if session.state.place is Place.FRESH else self._engine.read(session.state)
+        fork = self._register.open(new_id, session.ttl_s, session.durability)
+        if state is not None:
+            fork.state = self._engine.adopt(state, fork.id)
+            self._residence.tidy_soon()
+        fork.next_step = session.next_step
+        return fork
