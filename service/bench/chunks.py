@@ -112,7 +112,7 @@ def _time(
         for name, call in (("dense", batch.through_dense(lstm)), ("packed", batch.through_packed(lstm))):
             contestants.append(Contestant(name + which, call, inference=True))
     device = torch.device(options.device)
-    return interleave(contestants, options.seconds, device, ROUNDS)
+    return interleave(contestants, options.seconds, device, ROUNDS, options.threads)
 
 
 def _row(

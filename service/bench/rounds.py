@@ -1,13 +1,15 @@
 """Several ways to compute the same thing, timed in turns.
 
 A machine's speed changes from minute to minute, with its clock, its guests and its caches: figures taken one
-after the other are not comparable. So each contestant runs a short burst, then the next, round after round.
+after the other are not comparable. So each contestant runs a short burst, then the next, round after round,
+in another order each time: nobody always finds the caches as the same one left them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +18,9 @@ from dataclasses import dataclass
 import torch
 
 ROUNDS = 5, 101  # at least, whatever the time; at most
-BURST_S = 0.01  # longest burst of calls that are shorter than it
+#: Longest burst of calls that are shorter than it. With several threads longer: OpenMP's and ONNX Runtime's spin
+#: on for some milliseconds after their last call and hold a core, which is then no part of a burst's median.
+BURST_S, LONG_BURST_S = 0.01, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +77,21 @@ def interleave(
     seconds: float,
     device: torch.device | None = None,
     rounds: int = ROUNDS[0],
+    threads: int = 1,
 ) -> dict[str, Timing]:
     """Times every contestant for about `seconds` in all; longer if `rounds` rounds take longer.
 
-    device: a CUDA device is waited for after each call.
+    device: a CUDA device is waited for after each call. threads: that each contestant uses.
     """
     settle = torch.cuda.synchronize if device is not None and device.type == "cuda" else None
-    burst_s = min(BURST_S, seconds / (rounds * len(contestants)))
+    burst_s = LONG_BURST_S if threads > 1 else min(BURST_S, seconds / (rounds * len(contestants)))
     counts = {c.name: _count(c, burst_s, settle) for c in contestants}
     medians: dict[str, list[float]] = {c.name: [] for c in contestants}
-    until, done = time.perf_counter() + seconds, 0
+    until, done, order = time.perf_counter() + seconds, 0, list(contestants)
+    shuffle = random.Random(0).shuffle
     while done < rounds or (done < ROUNDS[1] and time.perf_counter() < until):
-        first = done % len(contestants)  # nobody always comes after the same one
-        for c in [*contestants[first:], *contestants[:first]]:
+        shuffle(order)
+        for c in order:
             medians[c.name].append(statistics.median(_burst(c, counts[c.name], settle)))
         done += 1
     return {name: Timing(tuple(us)) for name, us in medians.items()}

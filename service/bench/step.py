@@ -78,7 +78,7 @@ def _cell(model: Model, batch: int, options: Options, device: torch.device) -> I
             contestants.append(Contestant(f"kernel {precision}", again))
     limits = {p: products(model.network.lstm, batch, p, device) for p in options.precision}
     contestants += [c for found in limits.values() for c in found]
-    timings = interleave(contestants, options.seconds, device)
+    timings = interleave(contestants, options.seconds, device, threads=options.threads)
     for precision in options.precision:
         yield _row(model, batch, precision, timings, off) | {"threads": options.threads}
 

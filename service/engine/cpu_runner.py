@@ -36,6 +36,9 @@ BLOCK = 256
 #: cache are shared at any number: half of them may fit.
 SHARED = 16
 CACHE = 2 << 20
+#: Sessions of each thread from which on it steps its own ones with all weights, which so many rows pay for;
+#: below, it computes its own units of every session, and the threads meet at each layer.
+BY_ROWS = 64
 
 
 class Frame:
@@ -197,10 +200,13 @@ class CpuRunner(Runner):
         source[:B] = batch.source
         target[:B] = batch.target
         if len(self._hands) == 1 or self._shared > B:
-            alone = self._hands[0].alone
-            alone.count("all", B)
-            alone.count("end", B)
-            self._calls = [alone.address]
+            self._calls = [self._rows_of(self._hands[0], range(B))]
+        elif BY_ROWS * len(self._hands) <= B and _apart(batch):
+            size = len(self._hands)
+            self._calls = [
+                self._rows_of(hand, range(n * B // size, (n + 1) * B // size))
+                for n, hand in enumerate(self._hands)
+            ]
         else:
             for n, hand in enumerate(self._hands):
                 hand.step.count("all", B)
@@ -208,6 +214,18 @@ class CpuRunner(Runner):
                 hand.step.count("end", (n + 1) * B // len(self._hands))
             self._calls = [hand.step.address for hand in self._hands]
         self.again()
+
+    def _rows_of(self, hand: Hand, rows: range) -> int:
+        """The frame in which a thread steps these rows of the batch alone; its address."""
+        frame, first = hand.alone, rows.start
+        if len(self._hands) > 1:
+            frame.point("x", self._x, first * self._x.shape[1])
+            frame.point("head_out", self._out, first * self._out.shape[1])
+            for name, array in zip(("start_rows", "source", "target"), self._index, strict=True):
+                frame.point(name, array, first)
+        frame.count("all", len(rows))
+        frame.count("end", len(rows))
+        return frame.address
 
     def again(self) -> None:
         """The newest step's kernels once more, with what they were given: for benchmarks."""
@@ -298,11 +316,11 @@ class CpuRunner(Runner):
 def _apart(batch: Batch) -> bool:
     """Whether no session reads a row that another one writes: then nobody has to wait for a reader."""
     written = set(batch.target)
-    return all(s == t or s not in written for s, t in zip(batch.source, batch.target, strict=True))
+    return written.isdisjoint(batch.source) or all(s == t or s not in written for s, t in zip(batch.source, batch.target, strict=True))
 
 
 def _join(inputs: Sequence[Prepared]) -> Prepared:
     """Single steps [1, I] or [1] as [B, I] or [B]; twice as fast as numpy's concatenate."""
     first = inputs[0]
-    flat = np.frombuffer(b"".join([x.tobytes() for x in inputs]), first.dtype)
+    flat = np.frombuffer(b"".join(inputs), first.dtype)  # type: ignore[arg-type]  # arrays are buffers
     return flat.reshape(len(inputs), *first.shape[1:])  # type: ignore[return-value]

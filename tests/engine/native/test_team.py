@@ -33,10 +33,11 @@ SLOTS, MOST = 80, 70
 PATIENCE_S = 30.0  # of a test with a thread, on a machine that is busy
 
 
-@pytest.fixture(autouse=True)
-def shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These networks are small: else a step of few sessions would not be shared."""
+@pytest.fixture(autouse=True, params=["units", "rows"])
+def shared(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """These networks are small: else a step of few sessions would not be shared, or only one way."""
     monkeypatch.setattr(cpu_runner, "SHARED", 1)
+    monkeypatch.setattr(cpu_runner, "BY_ROWS", 1 if request.param == "rows" else 1000)
 
 
 @contextmanager
