@@ -322,5 +322,5 @@ def _apart(batch: Batch) -> bool:
 def _join(inputs: Sequence[Prepared]) -> Prepared:
     """Single steps [1, I] or [1] as [B, I] or [B]; twice as fast as numpy's concatenate."""
     first = inputs[0]
-    flat = np.frombuffer(b"".join(inputs), first.dtype)  # type: ignore[arg-type]  # arrays are buffers
+    flat = np.frombuffer(b"".join([x.tobytes() for x in inputs]), first.dtype)
     return flat.reshape(len(inputs), *first.shape[1:])  # type: ignore[return-value]
