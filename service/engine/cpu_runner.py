@@ -316,7 +316,9 @@ class CpuRunner(Runner):
 def _apart(batch: Batch) -> bool:
     """Whether no session reads a row that another one writes: then nobody has to wait for a reader."""
     written = set(batch.target)
-    return written.isdisjoint(batch.source) or all(s == t or s not in written for s, t in zip(batch.source, batch.target, strict=True))
+    return written.isdisjoint(batch.source) or all(
+        s == t or s not in written for s, t in zip(batch.source, batch.target, strict=True)
+    )
 
 
 def _join(inputs: Sequence[Prepared]) -> Prepared:
