@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 
 ROUNDS = 5, 101  # at least, whatever the time; at most
-#: Longest burst of calls that are shorter than it. With several threads longer: OpenMP's and ONNX Runtime's spin
-#: on for some milliseconds after their last call and hold a core, which is then no part of a burst's median.
+#: Longest burst of calls that are shorter than it. With several threads longer: OpenMP's and ONNX Runtime's
+#: spin on for some milliseconds after their last call and hold a core, which is no part of a median then.
 BURST_S, LONG_BURST_S = 0.01, 0.05
 
 
@@ -88,7 +88,7 @@ def interleave(
     counts = {c.name: _count(c, burst_s, settle) for c in contestants}
     medians: dict[str, list[float]] = {c.name: [] for c in contestants}
     until, done, order = time.perf_counter() + seconds, 0, list(contestants)
-    shuffle = random.Random(0).shuffle
+    shuffle = random.Random(0).shuffle  # noqa: S311  an order, not a secret
     while done < rounds or (done < ROUNDS[1] and time.perf_counter() < until):
         shuffle(order)
         for c in order:
