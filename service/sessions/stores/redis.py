@@ -1,8 +1,10 @@
 """Sessions in Redis 7.0 or newer, or Valkey: shared by replicas on any machine that reaches the server.
 
 What is promised is what the server is set to: with `appendonly no` nothing outlives it, so sessions can only
-have durability none; with `appendonly yes` journal too, and with `appendfsync always` fsync. A server that
-fails over to a replica of its own may lose what it had not copied yet: Redis does not wait for copies.
+have durability none; with `appendonly yes` journal too, and with `appendfsync always` fsync. Two limits are
+Redis's own. With `appendfsync everysec`, while its disk stalls, it answers before it writes, for 2 s at most:
+if the server is killed just then, these steps are lost. And a server that fails over to a replica of its own
+loses what it had not copied yet, as Redis does not wait for copies.
 
 redis_scripts.py has the keys and what is done in the server, redis_wire.py the connections.
 """

@@ -190,8 +190,9 @@ if not ARGV[5] then return {'ABSENT', ended and string.match(ended, '%a+') or ''
 -- Epochs go on from an earlier session of that name: a commit to it that comes late must not fit this one
 epoch = string.format('%.0f', (ended and string.match(ended, '%d+') or 0) + 1)
 call('UNLINK', key('e', id), j, n)
-call('HSET', s, 'owner', me, 'epoch', epoch, 'ttl', ARGV[5], 'durability', ARGV[6], 'version', ARGV[7],
-     'digest', ARGV[8], 'opened', ARGV[9], 'next', ARGV[10], 'claimed', now, 'used', now,
+-- What a commit reads and writes comes first: a small hash is searched from its front
+call('HSET', s, 'owner', me, 'epoch', epoch, 'next', ARGV[10], 'used', now, 'claimed', now,
+     'durability', ARGV[6], 'ttl', ARGV[5], 'version', ARGV[7], 'digest', ARGV[8], 'opened', ARGV[9],
      'zeros', ARGV[11] and '0' or '1')
 if ARGV[11] then call('HSET', n, ARGV[10], ARGV[11]) end
 return {'OPENED', epoch}

@@ -146,6 +146,7 @@ class Wire:
             url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=timeout_s
         )
         self._lines: dict[bool, _Line] = {}
+        self._closed = False
         self._ordinary = asyncio.Semaphore(calls)
 
     async def run(self, script: Script, key: str, *args: Arg, urgent: bool = False) -> Any:
@@ -177,6 +178,8 @@ class Wire:
             raise self._meaning(error) from error
 
     def _line(self, urgent: bool) -> _Line:
+        if self._closed:
+            raise Disconnected("the store is closed")
         line = self._lines.get(urgent)
         if line is None or line.broken:
             line = _Line(self._pool.make_connection())  # type: ignore[no-untyped-call]
@@ -196,5 +199,6 @@ class Wire:
         return StoreFault(f"{self.name}: {_FAULTS.get(code, 'it refuses')} ({text})")
 
     async def close(self) -> None:
+        self._closed = True
         for line in self._lines.values():
             await line.close()

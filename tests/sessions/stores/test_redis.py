@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -294,6 +297,36 @@ async def test_users_and_passwords(server: Server) -> None:
         assert "sesame" not in str(caught.value)
         assert "wrong@" not in str(caught.value)
     assert shown(f"rediss://cell:ses@me@{place}/2?ssl_ca_certs=x") == f"rediss://{place}/2"
+
+
+async def test_a_closed_store_makes_no_connection(server: Server) -> None:
+    async with joined(server.url) as store:
+        pass
+    with pytest.raises(StoreAway, match="closed"):
+        await store.renew()
+
+
+async def test_over_tls(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    asking = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {certificate}"
+    subprocess.run(  # noqa: ASYNC221
+        ["openssl", *asking.split(), "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True,
+        capture_output=True,
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = ["--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key]
+    settings += ["--tls-auth-clients", "no", "--appendonly", "yes"]
+    async with serving(tmp_path / "redis", *settings):
+        async with joined(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}") as store:
+            await stepped(store, await opened(store), 0, 3)
+        with pytest.raises(StoreAway, match="certificate"):
+            async with joined(f"rediss://127.0.0.1:{port}"):
+                pass
 
 
 # What is kept was changed
