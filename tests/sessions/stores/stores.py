@@ -12,6 +12,7 @@ from pathlib import Path
 from service.sessions.stores.memory import MemoryStore, Shelf
 from service.sessions.stores.protocol import Entry, Image, Opening, Saved, Store
 from service.sessions.stores.redis import RedisStore
+from service.sessions.stores.sqlite import SqliteStore
 from tests.sessions.stores.redis_servers import serving
 
 
@@ -105,9 +106,44 @@ async def redis(path: Path) -> AsyncIterator[Cluster]:
         yield RedisCluster(server.url)
 
 
+class SqliteCluster(Cluster):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.lease_s = 5.0
+        self.clock = Clock()
+        self.path = path
+
+    def make(self, model: str) -> Store:
+        return SqliteStore(str(self.path), model, self.lease_s, clock=self.clock, wall=self.clock)
+
+    async def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+
+class FlushingCluster(SqliteCluster):
+    """Moves its log after every commit."""
+
+    def make(self, model: str) -> Store:
+        return SqliteStore(
+            str(self.path), model, self.lease_s, flush_bytes=0, clock=self.clock, wall=self.clock
+        )
+
+
+@asynccontextmanager
+async def sqlite(path: Path) -> AsyncIterator[Cluster]:
+    yield SqliteCluster(path / "sessions.db")
+
+
+@asynccontextmanager
+async def sqlite_flushing(path: Path) -> AsyncIterator[Cluster]:
+    yield FlushingCluster(path / "sessions.db")
+
+
 FACTORIES: dict[str, Callable[[Path], AbstractAsyncContextManager[Cluster]]] = {
     "memory": memory,
     "redis": redis,
+    "sqlite": sqlite,
+    "sqlite, flushing": sqlite_flushing,
 }
 
 

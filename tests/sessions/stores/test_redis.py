@@ -310,9 +310,9 @@ async def test_over_tls(tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
-    asking = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {certificate}"
+    asked = f"req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {certificate}"
     subprocess.run(  # noqa: ASYNC221
-        ["openssl", *asking.split(), "-addext", "subjectAltName=IP:127.0.0.1"],
+        ["openssl", *asked.split(), "-addext", "subjectAltName=IP:127.0.0.1"],
         check=True,
         capture_output=True,
     )
