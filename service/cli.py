@@ -143,6 +143,8 @@ async def _local(settings: Settings, served: dict[str, tuple[Path, Bundle]]) -> 
         loop.add_signal_handler(number, _ask, stop)
     application = build(settings, [path for path, _ in served.values()])
     socket = listener.bind(settings.host, [settings.port])
+    if settings.store != "memory:":
+        application.direct_url = listener.url(socket, settings.direct_host or settings.host)
     await application.startup()
     server = listener.Listener(application, socket, settings)
     server.open()

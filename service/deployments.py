@@ -71,9 +71,9 @@ class ModelReplica:
         from service.wiring import build  # torch: a second and 200 MB that the root's process can do without
 
         self._application: Application = build(settings, [bundle])
-        await self._application.startup()
         socket = listener.bind(settings.host, direct_port_range(settings))
         self._application.direct_url = listener.url(socket, _direct_host(settings))
+        await self._application.startup()
         self._listener = Listener(self._application, socket, settings)
         self._listener.open()
         self._prefix = f"/v1/models/{model}"

@@ -13,7 +13,10 @@ CellstateError
 │   └── SessionLost          it was kept in memory only, and that memory is gone
 ├── NoCapacity             a limit on sessions or on waiting requests is reached
 ├── Unavailable            a part this needs is away; the session has not moved
-    │   └── Stopping             this process takes nothing more; come back, maybe to another
+│   ├── Stopping             this process takes nothing more; come back, maybe to another
+│   ├── Moving               the session is changing its owner; come back
+│   └── SessionDamaged       what is kept of the session is not what was written
+├── Elsewhere              another replica owns the session: ask it
 ├── DeadlineExceeded       the request's own deadline passed before it was started
 └── EngineFailure          the engine could not run the request; the session has not moved
 """
@@ -88,6 +91,22 @@ class Unavailable(CellstateError):
 
 class Stopping(Unavailable):
     """This process takes nothing more. Facts: `retry_after_s`."""
+
+
+class Moving(Unavailable):
+    """The session is changing its owner, or its owner can't be reached yet. Facts: `retry_after_s`."""
+
+
+class SessionDamaged(Unavailable):
+    """What is kept of the session is damaged; it can't be restored."""
+
+
+class Elsewhere(CellstateError):
+    """Another replica owns the session. It does not reach a client: the request is passed on."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__("another replica owns the session", retry_after_s=1)
+        self.address = address
 
 
 class DeadlineExceeded(CellstateError):

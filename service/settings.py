@@ -17,6 +17,10 @@ ENVIRONMENT_PREFIX = "CELLSTATE_"
 SHIPPED_BUNDLES = Path(__file__).parent.parent / "model" / "bundles"
 
 
+#: How the address of a store begins
+STORES = ("memory:", "sqlite:", "redis://", "rediss://", "unix://")
+
+
 class SettingError(ValueError):
     """A setting has a value it can't have."""
 
@@ -46,8 +50,28 @@ class Settings:
         choices=("fp32", "bf16", "int8"),
     )
     threads: int = setting(1, "threads of tensor arithmetic in each replica on a CPU", least=1)
-    store: str = setting("memory:", "where sessions are kept: memory:")
-    durability: str = setting("none", "of a session that asks for none itself: none", choices=("none",))
+    store: str = setting(
+        "memory:", "where sessions are kept: memory:, sqlite:PATH or redis://HOST:PORT/DATABASE"
+    )
+    durability: str = setting(
+        "auto",
+        "of a session that asks for none itself: none, journal or fsync; auto: journal if the store can",
+        choices=("auto", "none", "journal", "fsync"),
+    )
+    lease_s: float = setting(
+        5.0, "seconds after which the sessions of a replica that is silent may be taken over", least=0.5
+    )
+    history: int = setting(256, "newest steps of a session that it can be forked at or rewound to", least=0)
+    upgrade: str = setting(
+        "replay",
+        "what becomes of live sessions with a new version of their model: pin, replay or reset",
+        choices=("pin", "replay", "reset"),
+    )
+    unsafe: str = setting(
+        "",
+        "never set this: switches off the fence or the window, to test the tests",
+        choices=("", "fence", "window"),
+    )
     max_sessions: int = setting(2_000_000, "most open sessions of a model, for each replica", least=1)
     slots: int = setting(4096, "of these: states resident on the device, for each replica", least=3)
     host_sessions: int = setting(
@@ -79,9 +103,11 @@ class Settings:
         for f in fields(self):
             check(f, getattr(self, f.name))
         direct_port_range(self)
-        if self.store != "memory:":
-            raise SettingError(f"store: {self.store!r} is not known; this release has memory:")
-        if self.replicas > 1:
+        if not self.store.startswith(STORES):
+            raise SettingError(f"store: {self.store!r} is not known; there are {', '.join(STORES)}")
+        if self.store == "memory:" and self.durability in ("journal", "fsync"):
+            raise SettingError(f"durability: memory: keeps nothing; {self.durability} needs another store")
+        if self.replicas > 1 and self.store == "memory:":
             raise SettingError(
                 "replicas: more than 1 needs a store that replicas share; memory: is one replica's own"
             )

@@ -17,14 +17,18 @@ from service.api.app import Api
 from service.api.endpoint import ModelEndpoint
 from service.api.openapi import openapi_json
 from service.api.pages import docs_page
+from service.api.peers import Peers
 from service.api.routes import Site
 from service.asgi import Receive, Scope, Send
 from service.engine.engine import Engine
 from service.metrics import Exposition, Source
 from service.sessions.counters import RequestCounters
+from service.sessions.custody import Upkeep
 from service.sessions.manager import SessionManager
 from service.sessions.register import Limits
+from service.sessions.shared import SharedManager, Unsafe
 from service.sessions.store import MemoryStore
+from service.sessions.stores import open_store
 from service.settings import SettingError, Settings
 
 log = logging.getLogger("cellstate")
@@ -80,6 +84,8 @@ class Application:
         for bundle in self._bundles:
             endpoint = make_endpoint(self.settings, bundle, device)
             endpoint.direct_url = self._direct_url
+            if isinstance(endpoint.manager, SharedManager):
+                await endpoint.manager.start(self._direct_url)
             self._endpoints[bundle.name] = endpoint
         sources = [Source(e.bundle.name, e.bundle.version, e.manager) for e in self._endpoints.values()]
         self._exposition = Exposition(sources, self.requests)
@@ -98,15 +104,22 @@ class Application:
 
     async def _stop(self) -> None:
         managers = [endpoint.manager for endpoint in self._endpoints.values()]
+        shared = [manager for manager in managers if isinstance(manager, SharedManager)]
         drained = await asyncio.gather(*(m.drain(self.settings.drain_s) for m in managers))
         if not all(drained):
             log.warning("requests were still running after %g s", self.settings.drain_s)
+        await asyncio.gather(*(manager.leave() for manager in shared))
         for manager in managers:
             manager.close()
         for endpoint in self._endpoints.values():  # replies that are being written; then streams may close
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(endpoint.turns.rest(), self.settings.drain_s)
         await self.api.streams.stop()
+        for manager in shared:
+            await manager.stop()
+        for endpoint in self._endpoints.values():
+            if endpoint.peers is not None:
+                await endpoint.peers.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -163,16 +176,25 @@ def make_endpoint(settings: Settings, bundle: Bundle, device: torch.device) -> M
         threads=settings.threads,
     )
     engine.runner.warm(min(settings.max_batch, settings.slots))
+    durability = settings.durability
+    if durability == "auto":
+        durability = "none" if settings.store == "memory:" else "journal"
     limits = Limits(
         sessions=settings.max_sessions,
         host_sessions=settings.host_sessions,
         queue=settings.max_queue,
         ttl_s=settings.ttl_s,
         replay_window=settings.replay_window,
-        durability=settings.durability,
+        durability=durability,
     )
-    manager = SessionManager(bundle, engine, MemoryStore(), limits)
-    return ModelEndpoint(bundle, manager, settings)
+    if settings.store == "memory:":
+        return ModelEndpoint(bundle, SessionManager(bundle, engine, MemoryStore(), limits), settings)
+    store = open_store(settings.store, bundle.name, settings.lease_s, fence=settings.unsafe != "fence")
+    peers = Peers(bundle.name, lambda: store.secret)
+    upkeep = Upkeep(settings.replay_window, settings.history, settings.upgrade)
+    unsafe = Unsafe(window=settings.unsafe == "window")
+    manager = SharedManager(bundle, engine, store, limits, upkeep, peers.release, unsafe=unsafe)
+    return ModelEndpoint(bundle, manager, settings, peers)
 
 
 def choose_device(settings: Settings) -> torch.device:

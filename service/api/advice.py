@@ -62,6 +62,15 @@ ADVICE: dict[str, tuple[str, str]] = {
         "The service is starting, stopping, or lacks a part that it needs. The session has not moved.",
         "Send the same request again after `retry_after_s`, with its `step`.",
     ),
+    "moving": (
+        "The session is changing the replica that owns it, or that replica can't be reached. Whether the"
+        " request was executed is told by a retry.",
+        "Send the same request again at once, with its `step`.",
+    ),
+    "session_damaged": (
+        "What the store keeps of the session is not what was written. Other sessions are not concerned.",
+        "Open a new one and send the sequence, or a snapshot, again. The service's log names the record.",
+    ),
     "deadline_exceeded": (
         "The request was not started within its `timeout_ms`. Nothing was executed.",
         "Send it again, with more time or when there is less to do.",

@@ -10,12 +10,14 @@ import logging
 import time
 
 from service.api.messages import ClientGone, Request, Response
+from service.api.peers import PeerAway
 from service.api.problems import TABLE
-from service.api.routes import ROUTES, STREAM, Handler, Site, match
+from service.api.routes import HANDOVER, ROUTES, STREAM, Handler, Site, hand_over, match
 from service.api.websocket import Streams
 from service.asgi import Receive, Scope, Send
-from service.errors import CellstateError, EngineFailure, MethodNotAllowed, NotFound
+from service.errors import CellstateError, Elsewhere, EngineFailure, MethodNotAllowed, NotFound
 from service.sessions.counters import RequestCounters
+from service.sessions.custody import insisting
 
 log = logging.getLogger("cellstate.api")
 
@@ -35,7 +37,11 @@ class Api:
             try:
                 template, model, session_id = match(scope["path"])
                 handler = _handler(template, scope["method"])
-                response = await handler(self.site, Request(scope, receive, self._limit, model, session_id))
+                request = Request(scope, receive, self._limit, model, session_id)
+                try:
+                    response = await handler(self.site, request)
+                except Elsewhere as error:
+                    response = await self._pass_on(error, handler, request)
             except CellstateError as error:
                 response = Response.of(error, TABLE[type(error)].status)
         except ClientGone:
@@ -51,6 +57,17 @@ class Api:
         self.counters.observe(known, template or "none", response.status, time.perf_counter() - started)
         await response.send(send, head=scope["method"] == "HEAD")
 
+    async def _pass_on(self, error: Elsewhere, handler: Handler, request: Request) -> Response:
+        """The answer of the replica that owns the session; if that is away, the session is brought here."""
+        peers = self.site.endpoint(request.model).peers
+        if peers is None or peers.is_peer(request):
+            raise error
+        try:
+            return await peers.pass_on(error.address, request)
+        except PeerAway:
+            with insisting():
+                return await handler(self.site, request)
+
     async def websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             template, model, session_id = match(scope["path"])
@@ -60,12 +77,12 @@ class Api:
             await receive()
             await send({"type": "websocket.close", "code": 4404})
             return
-        await self.streams.serve(self.site, model, session_id, receive, send)
+        await self.streams.serve(self.site, model, session_id, scope, receive, send)
 
 
 def _handler(template: str, method: str) -> Handler:
     """What answers; HEAD is a GET without its body. Raises MethodNotAllowed."""
-    handlers = ROUTES.get(template)
+    handlers = {"POST": hand_over} if template == HANDOVER else ROUTES.get(template)
     if handlers is None:
         raise MethodNotAllowed("this path is a WebSocket; open it with an upgrade", allow="")
     handler = handlers.get("GET" if method == "HEAD" else method)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from model.bundle import Bundle
+from service.api.peers import Peers
 from service.api.pieces import read_bulk, read_sequence
 from service.api.render import Renderer, joined
 from service.api.schemas import BulkItem, PredictBody, Sequence, StepBody
@@ -17,6 +18,7 @@ from service.sessions.manager import SessionManager
 from service.sessions.register import SESSION_ID
 from service.sessions.replies import PLAIN, Options, Reply, Sampling, StepCommand
 from service.sessions.session import Session
+from service.sessions.shared import SharedManager
 from service.settings import Settings
 
 Items = list[tuple[BulkItem, Steps | None]]
@@ -31,13 +33,21 @@ def _single_row(body: BulkItem, steps: Steps | None) -> list[float] | None:
 class ModelEndpoint:
     """The model's manager with all that translates for it."""
 
-    def __init__(self, bundle: Bundle, manager: SessionManager, settings: Settings) -> None:
+    def __init__(
+        self, bundle: Bundle, manager: SessionManager, settings: Settings, peers: Peers | None = None
+    ) -> None:
+        self.peers = peers  # of a manager whose sessions may be elsewhere
         self.bundle, self.manager, self.settings = bundle, manager, settings
         self.spec = bundle.spec
         self.reader = InputReader(bundle.spec, settings.max_steps)
         self.renderer = Renderer(bundle.spec.architecture.output_size)
         self.turns = Turns()
         self.direct_url = ""
+
+    async def hand_over(self, session_id: str) -> bool:
+        """Lets go of a session for another replica; whether it did."""
+        manager = self.manager
+        return isinstance(manager, SharedManager) and await manager.hand_over(session_id)
 
     async def read_step(self, session_id: str, text: bytes) -> StepCommand:
         """A body of /steps as a command. Raises BadRequest, InvalidValue or TooLarge, naming the place."""

@@ -50,19 +50,25 @@ class Response:
 class Request:
     """A request whose body is read when it is asked for."""
 
-    __slots__ = ("_headers", "_limit", "_receive", "method", "model", "scope", "session_id")
+    __slots__ = ("_body", "_headers", "_limit", "_receive", "method", "model", "scope", "session_id")
 
     def __init__(self, scope: Scope, receive: Receive, limit: int, model: str, session_id: str) -> None:
         self.scope, self._receive, self._limit = scope, receive, limit
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self.method: str = scope["method"]
         self.model, self.session_id = model, session_id
+        self._body: bytes | None = None  # once it was read
 
     def header(self, name: bytes) -> bytes | None:
         return self._headers.get(name)
 
     async def body(self) -> bytes:
         """The whole body. Raises TooLarge as soon as it is known to be, ClientGone if it breaks off."""
+        if self._body is None:
+            self._body = await self._read()
+        return self._body
+
+    async def _read(self) -> bytes:
         length = self.header(b"content-length")
         # Length first: int() refuses thousands of digits
         if length is not None and length.isdigit() and (len(length) > 18 or int(length) > self._limit):

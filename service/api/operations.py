@@ -170,6 +170,17 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         examples="fork",
         links=OPENED,
     ),
+    (SESSION + "/rewind", "POST"): Operation(
+        "rewindSession",
+        "Snapshots",
+        "Rewind a session",
+        "Puts a session back to where it was before step `to_step`, after the requests before this one: what"
+        " was committed from there on is no more. How far back that goes is a setting (`history`).",
+        {200: Reply("The session.", schemas.SessionFacts)},
+        (*SESSION_ERRORS, *BODY_ERRORS, StepConflict, *WORK_ERRORS),
+        schemas.RewindBody,
+        examples="rewind",
+    ),
     (MODEL + "/predict", "POST"): Operation(
         "predict",
         "Predictions and models",
@@ -247,6 +258,8 @@ def example_bodies(kind: str, model: dict[str, Any]) -> dict[str, dict[str, Any]
         return {"": {"ttl_s": 3600}}
     if kind == "fork":
         return {"": {}}
+    if kind == "rewind":
+        return {"": {"to_step": 0}}
     if kind == "bulk":
         one = _sequence(model, 1)
         return {"": {"requests": [{"session_id": f"client-{n}", "step": 0, **one} for n in (1, 2)]}}

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from pydantic import ValidationError
 
 from service.api.endpoint import ModelEndpoint, check_session_id
 from service.api.messages import JSON, Request, Response, parse
+from service.api.peers import PeerAway
 from service.api.problems import from_validation, problem
 from service.api.render import dumps
 from service.api.schemas import (
     BulkItem,
     ForkBody,
+    HandoverBody,
     LooseBulkBody,
     OpenBody,
+    RewindBody,
 )
-from service.errors import CellstateError, InvalidValue, NotFound, Unavailable
+from service.errors import CellstateError, Elsewhere, InvalidValue, NotFound, Unavailable
+from service.sessions.custody import insisting
 from service.sessions.inputs import Steps
-from service.sessions.replies import PLAIN, Reply
+from service.sessions.replies import PLAIN, Reply, StepCommand
 from service.sessions.snapshot import Snapshot
 
 SAFETENSORS = "application/vnd.safetensors"
@@ -67,13 +73,13 @@ async def predict(site: Site, request: Request) -> Response:
 async def open_session(site: Site, request: Request) -> Response:
     endpoint = site.endpoint(request.model)
     body = await request.json(OpenBody, optional=True)
-    session = endpoint.manager.open(body.session_id, body.ttl_s, body.durability)
+    session = await endpoint.manager.open_session(body.session_id, body.ttl_s, body.durability)
     return _json(201, endpoint.session_facts(session))
 
 
 async def session_facts(site: Site, request: Request) -> Response:
     endpoint = site.endpoint(request.model)
-    session = endpoint.manager.facts(check_session_id(request.session_id))
+    session = await endpoint.manager.find(check_session_id(request.session_id))
     return _json(200, endpoint.session_facts(session))
 
 
@@ -93,7 +99,7 @@ async def import_state(site: Site, request: Request) -> Response:
     arch = endpoint.spec.architecture
     snapshot = Snapshot.parse(await request.body(), arch.num_layers, arch.hidden_size, endpoint.bundle.digest)
     opened = await endpoint.manager.restore(session_id, snapshot)
-    facts = endpoint.session_facts(endpoint.manager.facts(session_id))
+    facts = endpoint.session_facts(await endpoint.manager.find(session_id))
     return _json(201 if opened else 200, facts)
 
 
@@ -105,23 +111,44 @@ async def fork_session(site: Site, request: Request) -> Response:
     return _json(201, endpoint.session_facts(session))
 
 
+async def rewind_session(site: Site, request: Request) -> Response:
+    endpoint = site.endpoint(request.model)
+    session_id = check_session_id(request.session_id)
+    body = await request.json(RewindBody)
+    session = await endpoint.manager.rewind(session_id, body.to_step)
+    return _json(200, endpoint.session_facts(session))
+
+
+async def hand_over(site: Site, request: Request) -> Response:
+    """For other replicas alone."""
+    endpoint = site.endpoint(request.model)
+    if endpoint.peers is None or not endpoint.peers.is_peer(request):
+        raise NotFound(f"there is nothing at {request.scope['path'][:200]!r}; /docs lists what there is")
+    body = await request.json(HandoverBody)
+    return _json(200, await endpoint.hand_over(body.session_id))
+
+
 async def bulk_step(site: Site, request: Request) -> Response:
     """Each request has its own result or error; one that fails spoils no other."""
     endpoint = site.endpoint(request.model)
     raw = await request.json_bytes()
     futures: list[asyncio.Future[Reply] | CellstateError] = []
+    commands: list[StepCommand | None] = []
     items: Sequence[tuple[Any, Steps | None]] | None = await endpoint.read_bulk(raw)
     if items is None:  # one by one, so that the good ones are found
         items = [(item, None) for item in parse(LooseBulkBody, raw).requests]
     for number, (item, steps) in enumerate(items, 1):
+        commands.append(None)
         try:
             body = item if isinstance(item, BulkItem) else _bulk_item(item)
-            futures.append(endpoint.manager.step(endpoint.step_command(body.session_id, body, steps)))
+            commands[-1] = command = endpoint.step_command(body.session_id, body, steps)
+            futures.append(endpoint.manager.step(command, pull=False))
         except CellstateError as error:
             futures.append(error)
         if number % BULK_SLICE == 0:
             await endpoint.turns.next()
-    results = []
+    results: list[bytes] = []
+    elsewhere: dict[str, list[int]] = {}  # places of requests for sessions of other replicas, by address
     for number, future in enumerate(futures, 1):
         try:
             if isinstance(future, CellstateError):
@@ -129,11 +156,57 @@ async def bulk_step(site: Site, request: Request) -> Response:
             reply = await future
             small = reply.options is PLAIN and len(reply.outputs) == 1
             results.append(endpoint.renderer.reply(reply) if small else await endpoint.answer(reply))
+        except Elsewhere as error:
+            elsewhere.setdefault(error.address, []).append(number - 1)
+            results.append(_error(error))
         except CellstateError as error:
-            results.append(dumps({"error": problem(error)}).encode())
+            results.append(_error(error))
         if number % BULK_SLICE == 0:
             await endpoint.turns.next()
+    if elsewhere and endpoint.peers is not None and not endpoint.peers.is_peer(request):
+        await asyncio.gather(
+            *(
+                _pass_on(endpoint, address, places, raw, commands, results)
+                for address, places in elsewhere.items()
+            )
+        )
     return Response(200, b'{"results":[' + b",".join(results) + b"]}")
+
+
+async def _pass_on(
+    endpoint: ModelEndpoint,
+    address: str,
+    places: list[int],
+    raw: bytes,
+    commands: Sequence[StepCommand | None],
+    results: list[bytes],
+) -> None:
+    """Has another replica answer its requests of a bulk body; if it is away, they are answered here."""
+    assert endpoint.peers is not None  # noqa: S101  nothing is elsewhere otherwise
+    requests = json.loads(raw)["requests"]
+    body = dumps({"requests": [requests[place] for place in places]}).encode()
+    try:
+        answer = await endpoint.peers.post(address, "/steps", body)
+        found = json.loads(answer.body)["results"] if answer.status == HTTPStatus.OK else None
+    except (PeerAway, ValueError, KeyError):
+        found = None
+    if found is not None and len(found) == len(places):
+        for place, one in zip(places, found, strict=True):
+            results[place] = dumps(one).encode()
+        return
+    for place in places:
+        command = commands[place]
+        assert command is not None  # noqa: S101  it was elsewhere, so it was one
+        try:
+            with insisting():
+                reply = await endpoint.manager.step(command)
+            results[place] = await endpoint.answer(reply)
+        except CellstateError as error:
+            results[place] = _error(error)
+
+
+def _error(error: CellstateError) -> bytes:
+    return dumps({"error": problem(error)}).encode()
 
 
 def _bulk_item(item: Any) -> BulkItem:
@@ -192,6 +265,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     SESSION: {"GET": session_facts, "DELETE": end_session},
     SESSION + "/state": {"GET": export_state, "PUT": import_state},
     SESSION + "/fork": {"POST": fork_session},
+    SESSION + "/rewind": {"POST": rewind_session},
     MODEL: {"GET": model_facts},
     "/v1/models": {"GET": model_list},
     "/healthz": {"GET": healthz},
@@ -201,6 +275,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/docs": {"GET": docs},
 }
 STREAM = SESSION + "/stream"
+HANDOVER = MODEL + "/handover"  # between replicas; no route of the API
 
 _BY_LEAF = {r.rsplit("/", 1)[1]: r for r in (*ROUTES, STREAM) if r.startswith(SESSION + "/")}
 _MODEL_LEAF = {
@@ -218,6 +293,8 @@ def match(path: str) -> tuple[str, str, str]:
             return SESSION, parts[3], parts[5]
         if len(parts) == 5 and parts[4] in _MODEL_LEAF:
             return _MODEL_LEAF[parts[4]], parts[3], ""
+        if len(parts) == 5 and parts[4] == "handover":
+            return HANDOVER, parts[3], ""
         if len(parts) == 4:
             return MODEL, parts[3], ""
     if path in ROUTES and "{" not in path:

@@ -128,6 +128,18 @@ class ForkBody(Body):
     at_step: StepNumber | None = Field(None, description="fork before this step; default the newest")
 
 
+class RewindBody(Body):
+    """POST /sessions/{id}/rewind."""
+
+    to_step: StepNumber = Field(description="the step that comes next then")
+
+
+class HandoverBody(Body):
+    """POST /handover, of one replica to another."""
+
+    session_id: SessionId
+
+
 # Replies: these describe, for OpenAPI; the hot path renders without them (`render`).
 
 

@@ -8,15 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from http import HTTPStatus
+from urllib.parse import parse_qs
 
 from service.api.endpoint import ModelEndpoint, check_session_id
+from service.api.peers import PeerAway
 from service.api.problems import TABLE, problem
 from service.api.render import dumps
 from service.api.routes import Site
-from service.asgi import Receive, Send
-from service.errors import BadRequest, CellstateError, EngineFailure, Stopping
+from service.asgi import Receive, Scope, Send
+from service.errors import (
+    BadRequest,
+    CellstateError,
+    Elsewhere,
+    EngineFailure,
+    InvalidValue,
+    SessionNotFound,
+    Stopping,
+)
+from service.sessions.custody import insisting
 
 log = logging.getLogger("cellstate.api")
+
+MOST_DIGITS = 16  # of a step's number
 
 
 class Streams:
@@ -30,24 +44,29 @@ class Streams:
     def __len__(self) -> int:
         return len(self._tasks)
 
-    async def serve(self, site: Site, model: str, session_id: str, receive: Receive, send: Send) -> None:
+    async def serve(
+        self, site: Site, model: str, session_id: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Serves one stream until its client leaves, its session is gone, or the service stops."""
         try:
-            await self._serve(site, model, session_id, receive, send)
+            await self._serve(site, model, session_id, scope, receive, send)
         except OSError:  # of the socket: the client left before its reply; a retry of the step gets it
             log.debug("a stream's client left", exc_info=True)
 
-    async def _serve(self, site: Site, model: str, session_id: str, receive: Receive, send: Send) -> None:
+    async def _serve(
+        self, site: Site, model: str, session_id: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         await receive()  # websocket.connect
         await send({"type": "websocket.accept"})
         try:
             endpoint = site.endpoint(model)
             check_session_id(session_id)
+            resume = _resume(scope)
         except CellstateError as error:
             await _tell(send, error)
             await send({"type": "websocket.close", "code": 4404})
             return
-        task = asyncio.ensure_future(_converse(endpoint, session_id, receive, send))
+        task = asyncio.ensure_future(_converse(endpoint, session_id, resume, receive, send))
         self._tasks.add(task)
         try:
             await task
@@ -55,7 +74,9 @@ class Streams:
             if not self.stopping:
                 raise
             await _tell(send, Stopping("the service is stopping; come back", retry_after_s=1))
-            await send({"type": "websocket.close", "code": 1012})
+            at = endpoint.manager.next_step(session_id)
+            reason = "" if at is None else dumps({"next_step": at})
+            await send({"type": "websocket.close", "code": 1012, "reason": reason})
         except OSError:
             raise
         except Exception:  # a bug of ours, as in `app`
@@ -77,7 +98,21 @@ class Streams:
             await self._none_left.wait()
 
 
-async def _converse(endpoint: ModelEndpoint, session_id: str, receive: Receive, send: Send) -> None:
+def _resume(scope: Scope) -> int | None:
+    """The step whose reply the client misses first, if it says so: `?resume=n`. Raises InvalidValue."""
+    given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("resume")
+    if given is None:
+        return None
+    if not given[-1].isdecimal() or len(given[-1]) > MOST_DIGITS:
+        raise InvalidValue(f"resume is {given[-1][:40]!r}, must be a step's number", field="resume")
+    return int(given[-1])
+
+
+async def _converse(
+    endpoint: ModelEndpoint, session_id: str, resume: int | None, receive: Receive, send: Send
+) -> None:
+    if resume is not None and not await _repeat(endpoint, session_id, resume, send):
+        return
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":
@@ -86,16 +121,57 @@ async def _converse(endpoint: ModelEndpoint, session_id: str, receive: Receive, 
         try:
             if text is None:
                 raise BadRequest("a stream takes text frames with JSON in them, not binary ones")
-            command = await endpoint.read_step(session_id, text.encode())
-            answer = (await endpoint.answer(await endpoint.manager.step(command))).decode()
+            answer = await _answer(endpoint, session_id, text.encode())
         except CellstateError as error:
-            await _tell(send, error)
-            close = TABLE[type(error)].close
-            if close is not None:
-                await send({"type": "websocket.close", "code": close})
+            if not await _went_on(send, error):
                 return
         else:
             await send({"type": "websocket.send", "text": answer})
+
+
+async def _repeat(endpoint: ModelEndpoint, session_id: str, step: int, send: Send) -> bool:
+    """Sends the replies from a step on that were given before; whether the stream goes on."""
+    try:
+        try:
+            replies = await endpoint.manager.replies(session_id, step)
+        except (Elsewhere, SessionNotFound):
+            if step == 0:
+                return True  # not opened yet; or where it is, each message finds out
+            with insisting():
+                replies = await endpoint.manager.replies(session_id, step)
+        for reply in replies:
+            await send({"type": "websocket.send", "text": (await endpoint.answer(reply)).decode()})
+    except CellstateError as error:
+        return await _went_on(send, error)
+    return True
+
+
+async def _answer(endpoint: ModelEndpoint, session_id: str, text: bytes) -> str:
+    """A message's reply, from the replica that has the session."""
+    command = await endpoint.read_step(session_id, text)
+    try:
+        return (await endpoint.answer(await endpoint.manager.step(command))).decode()
+    except Elsewhere as error:
+        if endpoint.peers is None:
+            raise
+        try:
+            answer = await endpoint.peers.post(error.address, f"/sessions/{session_id}/steps", text)
+        except PeerAway:
+            with insisting():
+                reply = await endpoint.manager.step(command)
+            return (await endpoint.answer(reply)).decode()
+        if answer.status == HTTPStatus.OK:
+            return answer.body.decode()
+        return '{"error":' + answer.body.decode() + "}"
+
+
+async def _went_on(send: Send, error: CellstateError) -> bool:
+    """Tells an error, and closes the stream if it must end; whether it goes on."""
+    await _tell(send, error)
+    close = TABLE[type(error)].close
+    if close is not None:
+        await send({"type": "websocket.close", "code": close})
+    return close is None
 
 
 async def _tell(send: Send, error: CellstateError) -> None:

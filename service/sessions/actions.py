@@ -7,6 +7,7 @@ from service.engine.engine import Engine
 from service.engine.jobs import Place
 from service.errors import StepConflict
 from service.sessions.register import Limits, Register
+from service.sessions.replies import Reply
 from service.sessions.residence import Residence
 from service.sessions.session import Session
 from service.sessions.snapshot import Snapshot
@@ -41,11 +42,7 @@ class Actions:
     def fork(self, session: Session, new_id: str | None, at_step: int | None) -> Session:
         """A new session from this one's state; reads it. Raises StepConflict if it is at another step, and
         what opening a session raises."""
-        if at_step is not None and at_step != session.next_step:
-            raise StepConflict(
-                f"the state before step {at_step} is not kept; the next step is {session.next_step}",
-                expected_step=session.next_step,
-            )
+        self.check_step(session, at_step)
         state = None if session.state.place is Place.FRESH else self._engine.read(session.state)
         fork = self._register.open(new_id, session.ttl_s, session.durability)
         if state is not None:
@@ -53,3 +50,28 @@ class Actions:
             self._residence.tidy_soon()
         fork.next_step = session.next_step
         return fork
+
+    def rewind(self, session: Session, step: int) -> Session:
+        """The session before that step; of one that no store keeps, the one it is at."""
+        self.check_step(session, step)
+        return session
+
+    def check_step(self, session: Session, step: int | None) -> None:
+        """Raises StepConflict unless that is where the session is."""
+        if step is not None and step != session.next_step:
+            raise StepConflict(
+                f"the state before step {step} is not kept; the next step is {session.next_step}",
+                expected_step=session.next_step,
+            )
+
+    def replies(self, session: Session, step: int) -> list[Reply]:
+        """What was answered from `step` on. Raises StepConflict if that is not kept."""
+        if step == session.next_step:
+            return []
+        found = session.window.replies(session.id, step) if step < session.next_step else None
+        if not found:
+            raise StepConflict(
+                f"the replies from step {step} on are not kept; the next step is {session.next_step}",
+                expected_step=session.next_step,
+            )
+        return found

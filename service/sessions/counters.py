@@ -41,6 +41,10 @@ class Counters:
     rejected: Counter[str] = field(default_factory=Counter)  # requests, by reason
     lost: Counter[str] = field(default_factory=Counter)  # requests for sessions that are gone, by reason
     takeovers: Counter[str] = field(default_factory=Counter)  # sessions taken from another owner
+    released: int = 0  # sessions let go of: handed over, or at a stop
+    dropped: Counter[str] = field(default_factory=Counter)  # sessions to be read again, by reason
+    upgraded: Counter[str] = field(default_factory=Counter)  # sessions of another version, by policy
+    replayed: int = 0  # steps run again to restore a session
     queue_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     tick_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     batch_size: Histogram = field(default_factory=lambda: Histogram(POWERS_OF_TWO))

@@ -88,6 +88,16 @@ class InputReader:
         prepared = normalised.astype(np.float32)[:, None]
         return [Steps(row, numbers.tobytes()) for row, numbers in zip(prepared, raw, strict=True)]
 
+    def prepared(self, raw: bytes) -> Prepared:
+        """Steps that were read before, from their raw form. Raises ValueError for those of another width."""
+        if self.takes_text:
+            tokens = np.frombuffer(raw, np.int32).astype(np.int64)
+            if len(tokens) and not 0 <= tokens.min() <= tokens.max() < len(self.vocabulary):
+                raise ValueError("a token is not in the model's vocabulary")
+            return tokens
+        numbers = np.frombuffer(raw, np.float64).reshape(-1, self._width)
+        return self._scaler.normalise(numbers).astype(np.float32)
+
     def _far_off(self, t: int, i: int, value: float) -> InvalidValue:
         return InvalidValue(
             f"inputs[{t}][{i}] ({self.spec.inputs[i].name}) is {value:g}, more than"

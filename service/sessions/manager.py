@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
@@ -62,6 +62,7 @@ class SessionManager:
         self._actions = Actions(bundle, engine, self._register, self._residence, limits)
         self._engine_loop = EngineLoop(engine, self._on_tick, self._residence.tidy_soon)
         self._tickets: dict[Job, Ticket] = {}
+        self._works: set[asyncio.Task[None]] = set()  # arrivals, and actions that take time
         self._in_flight = 0
         self._quiet = asyncio.Event()
 
@@ -86,12 +87,22 @@ class SessionManager:
         self._check_accepting()
         return self._register.open(session_id, ttl_s, durability)
 
+    async def open_session(
+        self, session_id: str | None = None, ttl_s: float | None = None, durability: str | None = None
+    ) -> Session:
+        """The same, where it may take a while."""
+        return self.open(session_id, ttl_s, durability)
+
     def facts(self, session_id: str) -> Session:
         """A live session, to be read. Raises SessionNotFound, SessionExpired or SessionLost."""
         session = self._register.get(session_id)
         if session is None:
             raise self._register.absent(session_id)
         return session
+
+    async def find(self, session_id: str) -> Session:
+        """The same, where it may take a while."""
+        return self.facts(session_id)
 
     def end(self, session_id: str) -> asyncio.Future[None]:
         """Ends a session when the requests before this one are done."""
@@ -115,11 +126,27 @@ class SessionManager:
         """Opens a new session from this one's state after the requests before this one."""
         return self._act(session_id, lambda session: self._actions.fork(session, new_id, at_step), reads=True)
 
+    def rewind(self, session_id: str, step: int) -> asyncio.Future[Session]:
+        """Puts a session back to where it was before a step, after the requests before this one."""
+        return self._act(session_id, lambda session: self._actions.rewind(session, step), reads=True)
+
+    def next_step(self, session_id: str) -> int | None:
+        """Where a session is, if it is here."""
+        session = self._register.get(session_id)
+        return None if session is None else session.next_step
+
+    def replies(self, session_id: str, step: int) -> asyncio.Future[list[Reply]]:
+        """What was answered from `step` on, for a stream that goes on after a break. Raises StepConflict if
+        that is not kept any more."""
+        return self._act(session_id, lambda session: self._actions.replies(session, step))
+
     # Steps
 
-    def step(self, command: StepCommand) -> asyncio.Future[Reply]:
+    def step(self, command: StepCommand, *, pull: bool = True, insist: bool = False) -> asyncio.Future[Reply]:
         """Accepts a request; the future is its reply. Cancelling the future before the request is started
         takes it back; after that it is committed, and a retry gets its reply.
+
+        pull: whether a session that another replica owns is brought here.
 
         Raises, or the future does: SessionNotFound, SessionExpired, SessionLost, StepConflict, NoCapacity,
         Unavailable, DeadlineExceeded, EngineFailure. In each of these cases the session has not moved.
@@ -127,10 +154,7 @@ class SessionManager:
         self._check_accepting()
         session = self._register.get(command.session_id)
         if session is None:
-            if command.step != 0 or not self._register.may_open(command.session_id):
-                raise self._register.absent(command.session_id)
-            session = self._register.open(command.session_id)
-            session.opened_by_step = True
+            session = self._unknown(command.session_id, command.step == 0, pull)
         return self._enqueue(session, Ticket(self._loop.create_future(), command, session=session))
 
     def predict(self, command: StepCommand) -> asyncio.Future[Reply]:
@@ -158,6 +182,8 @@ class SessionManager:
         """Stops the clockwork. Requests still in flight are told that the service is stopping."""
         self.draining = True
         self._register.close()
+        for work in self._works:
+            work.cancel()
         for session in self._register:
             for ticket in session.waiting or ():
                 ticket.settle(error=self._stopping())
@@ -174,13 +200,25 @@ class SessionManager:
 
     # How: actions on a session at rest
 
+    def _unknown(self, session_id: str, opens: bool, pull: bool) -> Session:
+        """A session that is not here: opened by its step 0, if it may be. Raises what `step` raises."""
+        if not opens or not self._register.may_open(session_id):
+            raise self._register.absent(session_id)
+        session = self._register.open(session_id)
+        session.opened_by_step = True
+        return session
+
     def _act(
-        self, session_id: str, action: Callable[[Session], T], *, reads: bool = False
+        self,
+        session_id: str,
+        action: Callable[[Session], T] | Callable[[Session], Coroutine[Any, Any, T]],
+        *,
+        reads: bool = False,
     ) -> asyncio.Future[T]:
         self._check_accepting()
         session = self._register.get(session_id)
         if session is None:
-            raise self._register.absent(session_id)
+            session = self._unknown(session_id, False, False)
         ticket = Ticket(self._loop.create_future(), action=action, reads=reads, session=session)
         return self._enqueue(session, ticket)
 
@@ -194,15 +232,12 @@ class SessionManager:
         """A request whose session ended before its turn: step 0 opens the next one, all else is told."""
         session = self._register.get(session_id)
         if session is None:
-            if ticket.command is None or ticket.command.step != 0:
-                self._finish(ticket, error=self._register.absent(session_id))
-                return
+            opens = ticket.command is not None and ticket.command.step == 0
             try:
-                session = self._register.open(session_id)
+                session = self._unknown(session_id, opens, True)
             except CellstateError as error:
                 self._finish(ticket, error=error)
                 return
-            session.opened_by_step = True
         ticket.session = session
         session.wait(ticket)
         if session.current is None:
@@ -284,7 +319,12 @@ class SessionManager:
                 session.current = ticket
                 self._residence.fetch(session, ticket)
             else:
-                self._finish(ticket, ticket.action(session))
+                result = ticket.action(session)
+                if asyncio.iscoroutine(result):
+                    session.current, ticket.busy = ticket, True
+                    self._begin(self._carry_out(session, ticket, result))
+                else:
+                    self._finish(ticket, result)
         elif command.step is None or command.step == session.next_step:
             session.current = ticket
             if stored:
@@ -308,6 +348,29 @@ class SessionManager:
             self.counters.deduplicated += len(command.steps)
             self._finish(ticket, reply)
 
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._works.add(task)
+        task.add_done_callback(self._works.discard)
+
+    async def _carry_out(self, session: Session, ticket: Ticket, work: Awaitable[Any]) -> None:
+        """An action that takes time; the session is busy with it meanwhile."""
+        result, error = None, None
+        try:
+            result = await work
+        except Exception as raised:  # noqa: BLE001  a request's error is its answer, whatever it is
+            error = self._told(raised)
+        session.current = None
+        self._finish(ticket, result, error)
+        if session in self._register:
+            self._advance(session)
+
+    def _told(self, error: Exception) -> CellstateError:
+        """What a request is told of an error."""
+        if isinstance(error, CellstateError):
+            return error
+        return EngineFailure(f"{type(error).__name__}: {error}", retry_after_s=1)
+
     def _start(self, ticket: Ticket) -> None:
         command = ticket.command
         assert command is not None  # noqa: S101  actions are not started
@@ -322,8 +385,10 @@ class SessionManager:
             counters.batch_size.observe(tick.batch)
         finished: list[Finished] = []
         for job in ended:
-            ticket = self._tickets.pop(job)
-            if job.phase is DONE:
+            ticket = self._tickets.pop(job, None)
+            if ticket is None:
+                self._on_run(job)
+            elif job.phase is DONE:
                 counters.queue_seconds.observe(job.started - job.submitted)
                 assert ticket.command is not None  # noqa: S101  only commands have jobs
                 try:
@@ -342,6 +407,10 @@ class SessionManager:
         if finished:
             self._commit(finished)
         self._residence.tidy_soon()
+
+    def _on_run(self, job: Job) -> None:
+        """A job ended that is no request."""
+        raise RuntimeError("a job ended that nobody has asked for")
 
     def _why_not(self, ticket: Ticket, job: Job) -> CellstateError | None:
         if job.phase is Phase.FAILED:

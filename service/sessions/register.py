@@ -58,6 +58,8 @@ class Register:
         self._sessions: dict[str, Session] = {}
         # Ids this process issues carry its mark, so that one of another process is known to be lost
         self._mark = secrets.token_hex(4)
+        #: Told of a session whose time has run out, if a store must know
+        self.on_expired: Callable[[Session], None] | None = None
         self._expiries = Expiries()
         self._loop = asyncio.get_running_loop()
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep_on)
@@ -91,31 +93,53 @@ class Register:
                 f"durability {durability!r} is not what the store can promise: {', '.join(promised)}",
                 field="durability",
             )
+        session = self.arrive(session_id or self.new_id())
+        session.ttl_s = self._limits.ttl_s if ttl_s is None else ttl_s
+        session.durability = durability or self._limits.durability
+        self._store.reopen(session.id)
+        self.settle(session)
+        self._counters.opened += 1
+        return session
+
+    def new_id(self) -> str:
+        """An id that nobody has."""
+        return f"s-{self._mark}-{secrets.token_hex(8)}"
+
+    def arrive(self, session_id: str) -> Session:
+        """Room for a session that is not here yet. Raises NoCapacity."""
         self._check_capacity()
         session = Session(
-            id=session_id or f"s-{self._mark}-{secrets.token_hex(8)}",
-            ttl_s=self._limits.ttl_s if ttl_s is None else ttl_s,
-            durability=durability or self._limits.durability,
+            id=session_id,
+            ttl_s=self._limits.ttl_s,
+            durability=self._limits.durability,
             window=ReplayWindow(self._limits.replay_window),
             opened_at=time.time(),
             used_at=self.clock(),
         )
-        self._store.reopen(session.id)
-        self._sessions[session.id] = session
-        self._counters.opened += 1
+        self._sessions[session_id] = session
+        return session
+
+    def settle(self, session: Session) -> None:
+        """A session has come: from now on its time runs."""
+        session.used_at = self.clock()
         if len(self._expiries) > 2 * len(self._sessions) + 1024:  # mostly ended ones: let go of them
             self._expiries.keep(self.__contains__)
         self._expiries.add(session, session.expires_at)
-        return session
 
-    def remove(self, session: Session, ending: Ending | None) -> None:
-        """Ends a session that no job moves, and frees its state. Without an ending it never was."""
+    def drop(self, session: Session) -> None:
+        """Forgets a session that a store keeps, or that did not come; its state here is freed."""
         session.end()
         self._residence.forget(session)
         del self._sessions[session.id]
+
+    def remove(self, session: Session, ending: Ending | None) -> None:
+        """Ends a session that no job moves, and frees its state. Without an ending it never was."""
+        self.drop(session)
         if ending is not None:
             self._store.end(session.id, ending)
             self._counters.ended[ending.value] += 1
+        if ending is Ending.EXPIRED and self.on_expired is not None:
+            self.on_expired(session)
 
     def may_open(self, session_id: str) -> bool:
         """Whether step 0 opens that id: not if a session of it expired or was lost, which its client must

@@ -24,7 +24,8 @@ class Life(enum.Enum):
 class Ticket:
     """One accepted request; its future is set exactly once.
 
-    Either a command to step, or an action that needs the session at rest and is done at once.
+    Either a command to step, or an action that needs the session at rest; while it awaits something, the
+    session is busy.
     """
 
     future: asyncio.Future[Any]
@@ -33,6 +34,7 @@ class Ticket:
     reads: bool = False  # the action needs the session's state at hand
     session: Session | None = None
     job: Job | None = None
+    busy: bool = False  # something is awaited for it: the session's arrival, or an action that takes time
     deadline: float = float("inf")
     timer: asyncio.TimerHandle | None = None
 
@@ -59,7 +61,10 @@ class Session:
     opened_at: float  # wall clock, for people
     used_at: float  # the manager's clock
     opened_by_step: bool = False  # by step 0 of an unknown id: if that step fails, it was never opened
+    newly: bool = False  # its newest arrival opened it
     next_step: int = 0
+    epoch: int = 0  # of this replica's claim, if a store keeps it
+    saved_step: int = 0  # of its newest snapshot there
     life: Life = Life.OPEN
     state: StateHandle = field(init=False)
     current: Ticket | None = None
@@ -102,7 +107,7 @@ class Session:
                 raise RuntimeError(f"requests of session {self.id} wait for nothing")
             return
         job = self.current.job
-        if job is None and self.state.place is not Place.STORE:
+        if job is None and not self.current.busy and self.state.place is not Place.STORE:
             raise RuntimeError(f"session {self.id} waits for a state that is here")
         if job is not None and job not in running and job.phase is not Phase.DONE:
             raise RuntimeError(f"session {self.id} waits for a job that nobody runs or commits")

@@ -7,7 +7,6 @@ acknowledges a step only after that, and takes the step back if the future fails
 from __future__ import annotations
 
 import asyncio
-import enum
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,22 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.blocks import Blocks
+from service.sessions.stores.protocol import Ending
 from service.sessions.window import Committed
 
 Pending = asyncio.Future[None] | None
 States = NDArray[np.float32]
 
+__all__ = ["Ending", "MemoryStore", "Pending", "StepRecord", "Store", "failure_of"]
+
 
 def failure_of(done: asyncio.Future[Any]) -> BaseException | None:
     """Why a future that is done failed; None if it did not."""
     return asyncio.CancelledError("cancelled") if done.cancelled() else done.exception()
-
-
-class Ending(enum.Enum):
-    """How a session ended."""
-
-    CLOSED = "closed"  # its client ended it
-    EXPIRED = "expired"  # it was idle for longer than its time to live
 
 
 @dataclass(slots=True)  # frozen would double the cost of making one

@@ -160,7 +160,7 @@ class Rewriting:
 
     Records at and behind next_step go, those before it stay if `keep_records`; snapshots at other steps stay
     if they are before next_step and `keep_snapshots`. snapshot: at next_step; None: zeros (if next_step is
-    0), or what snapshots and records before it give.
+    0), or what a snapshot at next_step, or snapshots and records before it, give; StoreFault if they don't.
     """
 
     session_id: str
@@ -206,7 +206,8 @@ class Store(Protocol):
 
     async def claim(self, session_id: str, opening: Opening | None, window: int) -> Claim:
         """Makes this replica a session's owner: of one that nobody owns; or whose owner's lease has run out,
-        which fences that owner; or that is this one's already. opening: opens one that is absent, whatever
+        which fences that owner; or that is this one's already. One that nobody alive owns and that was idle
+        for longer than its time to live is ended, as by `sweep`. opening: opens one that is absent, whatever
         became of an earlier one of that name."""
         ...
 

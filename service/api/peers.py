@@ -1,0 +1,91 @@
+"""The other replicas of a model: a request for a session that one of them owns is passed on to it, and a
+session that is wanted here is asked for.
+
+They know each other by a secret that is in their store; who does not know it finds nothing here.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+from collections.abc import Callable
+
+import httpx
+
+from service.api.messages import Request, Response
+
+log = logging.getLogger("cellstate.api")
+
+HEADER = b"x-cellstate-peer"
+#: Of a request's headers, those that are passed on
+KEPT = (b"content-type", b"content-encoding")
+CONNECT_S, RELEASE_S, ANSWER_S = 0.5, 2.0, 60.0
+
+
+class PeerAway(Exception):
+    """The replica did not answer; whether it did what was asked is not known."""
+
+
+class Peers:
+    """Of one model. secret: what the replicas of the store share."""
+
+    def __init__(self, model: str, secret: Callable[[], str]) -> None:
+        self._model, self._secret = model, secret
+        self.passed_on = 0  # requests
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+            limits=httpx.Limits(max_connections=1000, max_keepalive_connections=100),
+            trust_env=False,
+        )
+
+    def is_peer(self, request: Request) -> bool:
+        """Whether another replica sent it."""
+        given = request.header(HEADER)
+        secret = self._secret().encode()
+        return given is not None and bool(secret) and hmac.compare_digest(given, secret)
+
+    async def pass_on(self, address: str, request: Request) -> Response:
+        """Another replica's answer to a request. Raises PeerAway."""
+        path = request.scope["path"]
+        headers = [(name, value) for name in KEPT if (value := request.header(name)) is not None]
+        return await self._ask(address, request.method, path, await request.body(), headers)
+
+    async def post(self, address: str, path: str, body: bytes) -> Response:
+        """Another replica's answer to a JSON body, on a path below the model's. Raises PeerAway."""
+        headers = [(b"content-type", b"application/json")]
+        return await self._ask(address, "POST", f"/v1/models/{self._model}{path}", body, headers)
+
+    async def release(self, address: str, session_id: str) -> bool:
+        """Asks a replica to let go of a session; whether it did."""
+        body = json.dumps({"session_id": session_id}).encode()
+        try:
+            answer = await self._client.post(
+                f"{address}/v1/models/{self._model}/handover",
+                content=body,
+                headers=[(HEADER, self._secret().encode())],
+                timeout=httpx.Timeout(RELEASE_S, connect=CONNECT_S),
+            )
+        except httpx.HTTPError as error:
+            log.info("the replica at %s did not hand over: %r", address, error)
+            return False
+        return answer.status_code == httpx.codes.OK and answer.json() is True
+
+    async def _ask(
+        self, address: str, method: str, path: str, body: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> Response:
+        headers.append((HEADER, self._secret().encode()))
+        try:
+            answer = await self._client.request(method, address + path, content=body, headers=headers)
+        except httpx.HTTPError as error:
+            raise PeerAway(f"the replica at {address} did not answer: {error!r}") from error
+        self.passed_on += 1
+        kept = tuple(
+            (name.encode(), answer.headers[name].encode())
+            for name in ("retry-after",)
+            if name in answer.headers
+        )
+        return Response(answer.status_code, answer.content, answer.headers.get("content-type", ""), kept)
+
+    async def close(self) -> None:
+        await self._client.aclose()

@@ -1,0 +1,413 @@
+"""The sessions of this replica and the store: claimed, restored, committed, saved and released.
+
+What a replica has of a session in memory is a copy: the store's is the session. A commit that is refused, or
+whose outcome is not known, ends the copy, and the next request reads the session again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import zlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.bundle import Bundle
+from service.engine.engine import Engine
+from service.engine.jobs import Job, Place, Prepared, StateHandle
+from service.errors import (
+    CellstateError,
+    Elsewhere,
+    InvalidValue,
+    Moving,
+    SessionDamaged,
+    SessionExpired,
+    SessionLost,
+    SessionNotFound,
+    StepConflict,
+    Unavailable,
+)
+from service.sessions.counters import Counters
+from service.sessions.inputs import InputReader
+from service.sessions.lease import Lease
+from service.sessions.record import CorruptRecord, decode, span
+from service.sessions.session import Session
+from service.sessions.stores.protocol import (
+    Absent,
+    Ending,
+    Fenced,
+    Image,
+    Keeping,
+    Leaving,
+    Opening,
+    Rewriting,
+    Saved,
+    Store,
+    StoreError,
+    StoreFault,
+)
+from service.sessions.window import ReplayWindow
+
+log = logging.getLogger("cellstate")
+
+#: A snapshot is due after so many steps, whatever a replay of them would cost.
+SNAPSHOT_STEPS = 256
+#: A session that moved less than so long ago stays where it is: its requests are passed on to its owner.
+SETTLED_S = 1.0
+#: Beyond the owner's lease, so long a request waits for a session whose owner does not answer.
+PATIENCE_S = 1.0
+#: Sessions released in one go.
+TOGETHER = 256
+#: How many steps cost as much to run again as a snapshot costs to write, until both were measured.
+STEPS_OF_A_WRITE = 16
+
+#: Whether this request's session is to be had whatever it takes: the replica that owns it did not answer.
+INSIST: ContextVar[bool] = ContextVar("insist", default=False)
+
+
+@contextmanager
+def insisting() -> Iterator[None]:
+    """Requests that are made inside insist."""
+    token = INSIST.set(True)
+    try:
+        yield
+    finally:
+        INSIST.reset(token)
+
+
+Release = Callable[[str, str], Awaitable[bool]]
+Run = Callable[[Job], Awaitable[None]]
+States = NDArray[np.float32]
+
+
+@dataclass(slots=True, frozen=True)
+class Upkeep:
+    """history: steps that can be forked from or gone back to, at least. upgrade: what becomes of a session of
+    another version of the model: pin, replay or reset."""
+
+    window: int
+    history: int
+    upgrade: str
+
+
+class Custody:
+    """Of one model in one replica. run: runs a job on the engine to its end, and commits it there. release:
+    asks the replica at an address to let go of a session; whether it did."""
+
+    def __init__(
+        self,
+        store: Store,
+        bundle: Bundle,
+        engine: Engine,
+        upkeep: Upkeep,
+        counters: Counters,
+        run: Run,
+        release: Release,
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.store, self._bundle, self._engine, self._upkeep = store, bundle, engine, upkeep
+        self._counters, self._run, self._release = counters, run, release
+        self._reader = InputReader(bundle.spec, 1)
+        self.lease = Lease(store, on_lost)
+        self._loop = asyncio.get_running_loop()
+        self._address = ""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._replayed = self._written = 0.0  # seconds, of a step run again and of a snapshot, on average
+
+    async def start(self, address: str) -> None:
+        """Joins the store. Raises StoreError."""
+        self._address = address
+        await self.lease.take(address)
+
+    async def stop(self) -> None:
+        """Leaves the store; sessions that were not released are as if the replica had died."""
+        for task in list(self._tasks):
+            task.cancel()
+        await self.lease.give_up()
+        await self.store.close()
+
+    def opening(self, ttl_s: float, durability: str, snapshot: Saved | None = None) -> Opening:
+        return Opening(ttl_s, durability, self._bundle.version, self._bundle.digest, snapshot)
+
+    # A session comes
+
+    async def claim(
+        self, session_id: str, opening: Opening | None, pull: bool, insist: bool, by_step: bool
+    ) -> Image:
+        """Makes the session this replica's. opening: opens an absent one; by_step: not if it expired or was
+        lost, which its client must learn first. pull: takes it over from another one that lives, unless it
+        has just moved there; insist: even then. Raises Elsewhere, SessionNotFound, SessionExpired,
+        SessionLost or Moving."""
+        deadline = self._loop.time() + self.store.lease_s + PATIENCE_S
+        window = max(self._upkeep.window, 1)
+        ask = None if by_step else opening
+        while True:
+            found = await self.store.claim(session_id, ask, window)
+            if isinstance(found, Image):
+                if not found.opened and found.idle_s > found.ttl_s:
+                    await self.store.end(session_id, found.epoch, Ending.EXPIRED)
+                    continue
+                return found
+            if isinstance(found, Absent):
+                known = found.ending in (Ending.EXPIRED, Ending.LOST)
+                if ask is not None or opening is None or known:
+                    raise self._absent(session_id, found.ending)
+                ask = opening
+                continue
+            mine = found.address == self._address  # a former process of this address: it can't answer
+            settled = found.held_s >= SETTLED_S
+            if not mine and not (insist or (pull and settled)):
+                raise Elsewhere(found.address)
+            if not mine and await self._release(found.address, session_id):
+                self._counters.takeovers["handed over"] += 1
+                continue
+            if self._loop.time() > deadline:
+                raise Moving(f"the replica that owns session {session_id} does not answer", retry_after_s=1)
+            await asyncio.sleep(min(0.1, found.lease_s + 0.005))
+
+    def _absent(self, session_id: str, ending: Ending | None) -> CellstateError:
+        if ending is Ending.EXPIRED:
+            self._counters.lost["expired"] += 1
+            return SessionExpired(f"session {session_id} was idle for longer than its time to live")
+        if ending is Ending.LOST:
+            self._counters.lost["process"] += 1
+            return SessionLost(f"session {session_id} was kept in the memory of a process that ended")
+        return SessionNotFound(f"there is no session {session_id}; step 0 opens it")
+
+    async def restore(self, session: Session, image: Image) -> None:
+        """Makes the session what the image says. Raises SessionDamaged or Unavailable; its state is then
+        untouched."""
+        session.epoch, session.ttl_s, session.durability = image.epoch, image.ttl_s, image.durability
+        session.opened_at, session.next_step = image.opened_at, image.next_step
+        try:
+            if image.digest != self._bundle.digest:
+                await self._upgrade(session, image)
+                return
+            saved = image.snapshot
+            session.saved_step = 0 if saved is None else saved.step
+            behind = [record for record in image.records if span(record)[1] > session.saved_step]
+            session.state = await self._rebuilt(session.id, saved, behind, image.next_step)
+            self._fill_window(session, image)
+        except CorruptRecord as error:
+            raise SessionDamaged(f"session {session.id} can't be restored: {error}") from error
+
+    def _fill_window(self, session: Session, image: Image) -> None:
+        window = self._upkeep.window
+        newest = [record for record in image.records if span(record)[1] > image.next_step - window]
+        for record in newest:
+            decode(record, session.id)  # a damaged one is found now and not when a retry wants it
+        session.window = ReplayWindow(window, newest)
+
+    async def _rebuilt(
+        self, session_id: str, saved: Saved | None, records: Sequence[bytes], step: int
+    ) -> StateHandle:
+        """The state before `step`: a snapshot, and the records behind it run again."""
+        at = 0 if saved is None else saved.step
+        parts: list[Prepared] = []
+        for record in records:
+            first, end = span(record)
+            if first > at or end <= at:
+                raise CorruptRecord(f"the journal of session {session_id} has no step {at}")
+            raw, _ = decode(record, session_id)
+            try:
+                steps = self._reader.prepared(raw)
+            except ValueError as error:
+                raise CorruptRecord(f"step {first} of session {session_id} does not fit: {error}") from error
+            parts.append(steps[at - first : min(end, step) - first])
+            at = min(end, step)
+            if at == step:
+                break
+        if at != step:
+            raise CorruptRecord(f"the journal of session {session_id} ends at step {at}, not {step}")
+        if saved is None:
+            state = StateHandle(name=session_id)
+        else:
+            state = self._engine.adopt(unpack(saved.data, session_id, self._shape), session_id)
+        if parts:
+            job = Job(joined(parts), state)
+            began = self._loop.time()
+            try:
+                await self._run(job)
+            except BaseException:
+                if state.job is None:  # else the engine still has it, and this replica is stopping
+                    self._engine.forget(state)
+                raise
+            self._replayed = _average(self._replayed, (self._loop.time() - began) / len(job.inputs))
+            self._counters.replayed += len(job.inputs)
+        return state
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        arch = self._bundle.spec.architecture
+        return 2, arch.num_layers, arch.hidden_size
+
+    async def _upgrade(self, session: Session, image: Image) -> None:
+        """A session of another version of the model: pinned ones wait for it; others go on with this one."""
+        if self._upkeep.upgrade == "pin":
+            await self.store.release([Leaving(session.id, image.epoch, image.next_step)])
+            raise Unavailable(
+                f"session {session.id} is of version {image.version} of the model, which is not served here",
+                retry_after_s=5,
+            )
+        if self._upkeep.upgrade == "replay":
+            whole = await self.store.claim(session.id, None, 2**62)  # all that is kept
+            records = whole.records if isinstance(whole, Image) else []
+            first = span(records[0])[0] if records else image.next_step
+            zeros = Saved(first, pack(self.zeros()))
+            state = await self._rebuilt(session.id, zeros, records, image.next_step)
+        else:
+            state = self._engine.adopt(self.zeros(), session.id)
+        saved = Saved(image.next_step, pack(self._engine.read(state)))
+        try:
+            await self.store.rewrite(self._rewriting(session, saved, keep=True, snapshots=False))
+        except BaseException:
+            self._engine.forget(state)
+            raise
+        session.state, session.saved_step = state, image.next_step
+        self._fill_window(session, image)
+        self._counters.upgraded[self._upkeep.upgrade] += 1
+
+    def _rewriting(self, session: Session, saved: Saved, *, keep: bool, snapshots: bool) -> Rewriting:
+        b = self._bundle
+        return Rewriting(session.id, session.epoch, saved.step, b.version, b.digest, saved, keep, snapshots)
+
+    # Snapshots
+
+    def keep(self, sessions: Sequence[Session]) -> None:
+        """Takes snapshots of sessions that have just moved, and saves them in its own time."""
+        due = [session for session in sessions if session.next_step - session.saved_step >= SNAPSHOT_STEPS]
+        if not due:
+            return
+        keepings = []
+        for session in due:
+            saved = Saved(session.next_step, pack(self._engine.read(session.state)))
+            keep_from = max(0, session.next_step - max(self._upkeep.window, self._upkeep.history))
+            keepings.append(Keeping(session.id, session.epoch, saved, keep_from))
+            session.saved_step = session.next_step
+        self.in_background(self._save(keepings))
+
+    async def _save(self, keepings: list[Keeping]) -> None:
+        began = self._loop.time()
+        await self.store.save(keepings)
+        self._written = _average(self._written, (self._loop.time() - began) / len(keepings))
+
+    def in_background(self, work: Awaitable[None]) -> None:
+        """Does what no request waits for; that it failed is logged, and made up for by a later one."""
+        task = self._loop.create_task(_quietly(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # A session leaves
+
+    async def let_go(self, sessions: Sequence[Session]) -> None:
+        """Releases sessions at rest, each with a snapshot if a replay would cost more. Raises StoreError."""
+        for n in range(0, len(sessions), TOGETHER):
+            await self.store.release([self._leaving(session) for session in sessions[n : n + TOGETHER]])
+
+    def _leaving(self, session: Session) -> Leaving:
+        steps = session.next_step - session.saved_step
+        dear = steps * self._replayed >= self._written if self._written else steps >= STEPS_OF_A_WRITE
+        saved = None
+        here = session.state.place in (Place.DEVICE, Place.HOST)
+        if steps and here and (dear or session.durability == "none"):
+            saved = Saved(session.next_step, pack(self._engine.read(session.state)))
+        return Leaving(session.id, session.epoch, session.next_step, saved)
+
+    # Its past
+
+    async def state_before(self, session: Session, step: int) -> States:
+        """h and c [2, layers, hidden] of an owned session before an earlier step. Raises StepConflict if that
+        is not kept."""
+        if session.durability == "none":
+            raise StepConflict(
+                f"the state before step {step} is not kept: the session is in memory alone"
+                f" (durability none); the next step is {session.next_step}",
+                expected_step=session.next_step,
+            )
+        history = await self.store.history(session.id, session.epoch, step)
+        if step < history.first_step:
+            raise StepConflict(
+                f"the state before step {step} is not kept any more; the oldest is before step"
+                f" {history.first_step}, the next step is {session.next_step}",
+                expected_step=session.next_step,
+            )
+        try:
+            state = await self._rebuilt(session.id, history.snapshot, history.records, step)
+        except CorruptRecord as error:
+            raise SessionDamaged(f"step {step} of session {session.id} can't be had: {error}") from error
+        values = self._engine.read(state)
+        self._engine.forget(state)
+        return values
+
+    async def replace(self, session: Session, step: int, values: States, *, keep: bool) -> None:
+        """The session goes on at `step` from that state. keep: what was before it stays its past."""
+        saved = Saved(step, pack(values))
+        await self.store.rewrite(self._rewriting(session, saved, keep=keep, snapshots=keep))
+        session.saved_step = step
+
+    async def end(self, session: Session, ending: Ending) -> None:
+        await self.store.end(session.id, session.epoch, ending)
+
+    def zeros(self) -> States:
+        """The state every sequence starts from."""
+        return np.zeros(self._shape, np.float32)
+
+    def check_durability(self, durability: str | None) -> None:
+        """Raises InvalidValue for one that the store can't promise."""
+        if durability is not None and durability not in self.store.durabilities:
+            raise InvalidValue(
+                f"durability {durability!r} is not what the store can promise:"
+                f" {', '.join(self.store.durabilities)}",
+                field="durability",
+            )
+
+
+def joined(parts: Sequence[Prepared]) -> Prepared:
+    whole: Any = np.concatenate(parts)
+    return cast(Prepared, whole)
+
+
+def pack(values: States) -> bytes:
+    """h and c as a snapshot's bytes: a checksum and the numbers."""
+    data = np.ascontiguousarray(values, "<f4").tobytes()
+    return zlib.crc32(data).to_bytes(4, "little") + data
+
+
+def unpack(data: bytes, session_id: str, shape: tuple[int, int, int]) -> States:
+    """The same back. Raises CorruptRecord."""
+    if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "little"):
+        raise CorruptRecord(f"the snapshot of session {session_id} is damaged: its checksum does not fit")
+    values = np.frombuffer(data, "<f4", offset=4)
+    if values.size != np.prod(shape):
+        raise CorruptRecord(f"the snapshot of session {session_id} is of another size")
+    return values.reshape(shape)
+
+
+def told(error: BaseException) -> CellstateError:
+    """What a request is told of what a store raised."""
+    if isinstance(error, CellstateError):
+        return error
+    if isinstance(error, StoreFault):
+        return Unavailable(f"the store can't take it: {error}", retry_after_s=5)
+    if isinstance(error, Fenced):
+        return Moving("this replica lost its sessions to another one; come back", retry_after_s=0)
+    if isinstance(error, StoreError):
+        return Unavailable(f"the store is away: {error}", retry_after_s=1)
+    return Unavailable(f"{type(error).__name__}: {error}", retry_after_s=1)
+
+
+async def _quietly(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except StoreError as error:
+        log.warning("the store did not take it: %s", error)
+
+
+def _average(old: float, new: float) -> float:
+    return new if old == 0.0 else old + (new - old) / 8

@@ -1,0 +1,79 @@
+"""A replica's right to step the sessions it owns: taken, renewed, and given up.
+
+The lease is counted from before its renewal was asked for, on this machine's own steady clock: so a replica
+that was paused knows before it answers that it may not be the owner any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from service.sessions.stores.protocol import Fenced, Store, StoreError
+
+log = logging.getLogger("cellstate")
+
+#: Of a lease, after which it is renewed; and after which again when that failed
+RENEW, AGAIN = 1 / 3, 1 / 20
+
+
+class Lease:
+    """Create it on the running loop. `on_lost`: another replica took over what this one owned."""
+
+    def __init__(self, store: Store, on_lost: Callable[[], None]) -> None:
+        self._store, self._on_lost = store, on_lost
+        self._loop = asyncio.get_running_loop()
+        self._until = float("-inf")
+        self._renewing: asyncio.Task[None] | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether nobody else can own this replica's sessions now."""
+        return self._loop.time() < self._until
+
+    async def take(self, address: str) -> None:
+        """Joins under that address, and renews from now on. Raises StoreError."""
+        await self._join(address)
+        self._renewing = self._loop.create_task(self._renew(address))
+
+    async def _join(self, address: str) -> None:
+        asked = self._loop.time()
+        await self._store.join(address)
+        self._until = asked + self._store.lease_s
+
+    async def _renew(self, address: str) -> None:
+        lease_s, joined, wait = self._store.lease_s, True, RENEW
+        while True:
+            await asyncio.sleep(wait * lease_s)
+            asked = self._loop.time()
+            try:
+                if joined:
+                    await self._store.renew()
+                    self._until = asked + lease_s
+                else:
+                    await self._join(address)
+                    joined = True
+                wait = RENEW
+            except Fenced:
+                log.warning("the lease ran out and another replica took over; joining again")
+                self._until, joined, wait = float("-inf"), False, 0.0
+                self._on_lost()
+            except StoreError as error:
+                log.warning("the lease could not be renewed: %s", error)
+                wait = AGAIN
+
+    def lost(self) -> None:
+        """A commit was refused: the lease is no more, though its renewal has not said so yet."""
+        self._until = float("-inf")
+
+    async def give_up(self) -> None:
+        """Stops renewing, and leaves."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._renewing
+        self._until = float("-inf")
+        with contextlib.suppress(StoreError):
+            await self._store.leave()

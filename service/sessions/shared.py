@@ -1,0 +1,379 @@
+"""The sessions of one replica among several, or of one that outlives its process: the manager with a store.
+
+A session that is not here is claimed and restored when it is asked for; requests that come meanwhile wait
+for it in their order. A step is acknowledged when the store has it. What the store refuses, or does not
+answer, ends the copy that is here, and the next request reads the session again: so memory and store never
+part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from model.bundle import Bundle
+from service.engine.engine import Engine
+from service.engine.jobs import DONE, Job, Place
+from service.errors import (
+    CellstateError,
+    Elsewhere,
+    EngineFailure,
+    Moving,
+    SessionExists,
+    SessionNotFound,
+)
+from service.sessions.custody import INSIST, Custody, Release, States, Upkeep, pack, told
+from service.sessions.manager import Finished, SessionManager
+from service.sessions.record import encode
+from service.sessions.register import Limits
+from service.sessions.replies import Reply
+from service.sessions.session import Session, Ticket
+from service.sessions.snapshot import Snapshot
+from service.sessions.store import MemoryStore, failure_of
+from service.sessions.stores.protocol import Ending, Entry, Fenced, Opening, Saved, Stale, Store, StoreFault
+from service.sessions.window import ReplayWindow
+
+log = logging.getLogger("cellstate")
+
+
+@dataclass(slots=True, frozen=True)
+class Unsafe:
+    """What tests of the tests switch off, to see that they find the damage. Never set otherwise."""
+
+    window: bool = False  # a step that was committed is stepped again
+
+
+class SharedManager(SessionManager):
+    """Create it on the running loop; `start` before it serves; `leave` after `drain`, then `close`."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        store: Store,
+        limits: Limits,
+        upkeep: Upkeep,
+        release: Release,
+        clock: Callable[[], float] = time.monotonic,
+        unsafe: Unsafe | None = None,
+    ) -> None:
+        super().__init__(bundle, engine, MemoryStore(), limits, clock)
+        self._unsafe = unsafe or Unsafe()
+        self._runs: dict[Job, asyncio.Future[None]] = {}  # jobs that restore a session
+        self.custody = Custody(
+            store, bundle, engine, upkeep, self.counters, self._run, release, self._on_lost
+        )
+        self._register.on_expired = self._on_expired
+
+    async def start(self, address: str) -> None:
+        """Joins the store, as the replica at that address. Raises StoreError, or InvalidValue if the store
+        can't promise the default durability."""
+        await self.custody.start(address)
+        self.custody.check_durability(self.limits.durability)
+
+    async def leave(self) -> None:
+        """Releases every session, for whoever is asked for it next. After `drain`."""
+        mine = [session for session in self._register if session.at_rest]
+        try:
+            await self.custody.let_go(mine)
+        except Exception as error:  # noqa: BLE001  they come back when the lease has run out
+            log.warning("sessions were not released: %s", error)
+        else:
+            self.counters.released += len(mine)
+
+    async def stop(self) -> None:
+        """Ends the work with the store. After `close`."""
+        await self.custody.stop()
+
+    # Life cycle
+
+    async def open_session(
+        self, session_id: str | None = None, ttl_s: float | None = None, durability: str | None = None
+    ) -> Session:
+        self._check_accepting()
+        self.custody.check_durability(durability)
+        opening = self.custody.opening(
+            self.limits.ttl_s if ttl_s is None else ttl_s, durability or self.limits.durability
+        )
+        return await self._open(session_id, opening)
+
+    async def _open(self, session_id: str | None, opening: Opening) -> Session:
+        session_id = session_id or self._register.new_id()
+        taken = SessionExists(f"session {session_id} is open already", session_id=session_id)
+        if self._register.get(session_id) is not None:
+            raise taken
+        session = self._arrive(session_id, opening, pull=False)
+        ticket = Ticket(self._loop.create_future(), action=_itself, session=session)
+        try:
+            await self._enqueue(session, ticket)
+        except Elsewhere:
+            raise taken from None
+        if not session.newly:
+            raise taken
+        return session
+
+    async def find(self, session_id: str) -> Session:
+        return await self._act(session_id, _itself)
+
+    def end(self, session_id: str) -> asyncio.Future[None]:
+        return self._act(session_id, self._end)
+
+    async def _end(self, session: Session) -> None:
+        await self.custody.end(session, Ending.CLOSED)
+        self._close(session)
+
+    def restore(self, session_id: str, snapshot: Snapshot) -> asyncio.Future[bool]:
+        self._check_accepting()
+        opening = self._opening()
+        session = self._register.get(session_id)
+        if session is None:
+            session = self._arrive(session_id, opening, pull=False)
+        else:
+            session.newly = False
+
+        async def put(session: Session) -> bool:
+            await self.custody.replace(session, snapshot.next_step, snapshot.state, keep=False)
+            return self._actions.put(session, snapshot, session.newly)
+
+        return self._enqueue(session, Ticket(self._loop.create_future(), action=put, session=session))
+
+    def fork(self, session_id: str, new_id: str | None, at_step: int | None) -> asyncio.Future[Session]:
+        async def fork(session: Session) -> Session:
+            step = session.next_step if at_step is None else at_step
+            values = await self._values(session, step)
+            saved = None if values is None else Saved(step, pack(values))
+            return await self._open(new_id, self.custody.opening(session.ttl_s, session.durability, saved))
+
+        return self._act(session_id, fork, reads=True)
+
+    def rewind(self, session_id: str, step: int) -> asyncio.Future[Session]:
+        async def rewind(session: Session) -> Session:
+            if step == session.next_step:
+                return session
+            values = await self._values(session, step)
+            if values is None:
+                values = self.custody.zeros()
+            await self.custody.replace(session, step, values, keep=True)
+            self._residence.forget(session)
+            session.state = self.engine.adopt(values, session.id)
+            session.next_step = step
+            session.window = ReplayWindow(self.limits.replay_window, session.window.before(step))
+            self._residence.tidy_soon()
+            return session
+
+        return self._act(session_id, rewind, reads=True)
+
+    async def _values(self, session: Session, step: int) -> States | None:
+        """The state before a step of the session, None for zeros. Raises StepConflict."""
+        if step > session.next_step:
+            self._actions.check_step(session, step)
+        if step == session.next_step:
+            return None if session.state.place is Place.FRESH else self.engine.read(session.state)
+        return await self.custody.state_before(session, step)
+
+    # To and from other replicas
+
+    def hand_over(self, session_id: str) -> asyncio.Future[bool]:
+        """Lets go of a session for another replica, after the requests before this; False if it is not here,
+        or is in memory alone and would lose what a retry is answered from."""
+        session = self._register.get(session_id)
+        if session is None or session.durability == "none":
+            future = self._loop.create_future()
+            future.set_result(False)
+            return future
+        return self._act(session_id, self._hand_over)
+
+    async def _hand_over(self, session: Session) -> bool:
+        await self.custody.let_go([session])
+        self.counters.released += 1
+        self._unload(session)
+        return True
+
+    # How: arrivals
+
+    def _check_accepting(self) -> None:
+        super()._check_accepting()
+        if not self.custody.lease.holds:
+            self.counters.rejected["lease"] += 1
+            raise Moving("this replica's lease is being renewed; nothing has happened", retry_after_s=0)
+
+    def _opening(self) -> Opening:
+        return self.custody.opening(self.limits.ttl_s, self.limits.durability)
+
+    def _unknown(self, session_id: str, opens: bool, pull: bool) -> Session:
+        return self._arrive(session_id, self._opening() if opens else None, pull=pull, by_step=True)
+
+    def _arrive(
+        self, session_id: str, opening: Opening | None, *, pull: bool, by_step: bool = False
+    ) -> Session:
+        """A session that is claimed and restored; its requests wait. by_step: one that expired or was lost is
+        not opened again. Raises NoCapacity."""
+        session = self._register.arrive(session_id)
+        session.current = Ticket(self._loop.create_future(), busy=True)
+        self._begin(self._bring(session, opening, pull, by_step))
+        return session
+
+    async def _bring(self, session: Session, opening: Opening | None, pull: bool, by_step: bool) -> None:
+        try:
+            image = await self.custody.claim(session.id, opening, pull, INSIST.get(), by_step)
+            await self.custody.restore(session, image)
+        except Exception as error:  # noqa: BLE001  those who wait are told, whatever it is
+            session.current = None
+            self._unload(session, told(error), opened=opening is not None)
+            return
+        session.newly, session.current = image.opened, None
+        self.counters.opened += image.opened
+        self._register.settle(session)
+        self._residence.tidy_soon()
+        self._advance(session)
+
+    def _unload(self, session: Session, error: CellstateError | None = None, *, opened: bool = False) -> None:
+        """The copy of a session that is here ends. Those who wait are told the error; without one, or if
+        theirs is a step 0 that an absent session was not asked to be opened for, they ask again."""
+        waiting, session.waiting = session.waiting or [], None
+        self._register.drop(session)
+        for ticket in waiting:
+            opens = ticket.command is not None and ticket.command.step == 0
+            again = error is None or (isinstance(error, SessionNotFound) and opens and not opened)
+            if again and not self.draining:
+                self._reroute(ticket, session.id)
+            else:
+                self._finish(ticket, error=error or self._stopping())
+
+    async def _run(self, job: Job) -> None:
+        """Runs a job that no request has asked for, and commits it in the engine."""
+        future = self._runs[job] = self._loop.create_future()
+        self._engine_loop.submit(job)
+        await future
+
+    def _on_run(self, job: Job) -> None:
+        future = self._runs.pop(job)
+        if job.phase is not DONE:
+            future.set_exception(EngineFailure(str(job.error), retry_after_s=1))
+            return
+        self.engine.commit(job)
+        if not future.done():
+            future.set_result(None)
+
+    # How: commits
+
+    def _take_up(self, session: Session, ticket: Ticket) -> None:
+        command = ticket.command
+        if self._unsafe.window and command is not None and (command.step or 0) < session.next_step:
+            ticket.command = replace(command, step=None)
+        super()._take_up(session, ticket)
+
+    def _commit(self, finished: list[Finished]) -> None:
+        kept = [one for one in finished if _session(one[0]).durability != "none"]
+        if len(kept) < len(finished):
+            self._settle_unkept([one for one in finished if _session(one[0]).durability == "none"])
+        if not kept:
+            return
+        started, entries = self.engine.clock(), []
+        for ticket, _, reply in kept:
+            session, command = _session(ticket), ticket.command
+            assert command is not None  # noqa: S101  only commands are finished
+            record = encode(command.steps.raw, reply)
+            sync = session.durability == "fsync"
+            entries.append(Entry(session.id, session.epoch, reply.step, reply.next_step, record, sync))
+        try:
+            pending = self.custody.store.commit(entries)
+        except Exception as error:  # noqa: BLE001  as good as a future that fails: each request must end
+            pending = self._loop.create_future()
+            pending.set_exception(error)
+        if pending is None:
+            self._settle_kept(kept, entries, started, None)
+        else:
+            pending.add_done_callback(partial(self._settle_kept, kept, entries, started))
+
+    def _settle_unkept(self, finished: list[Finished]) -> None:
+        """Steps that are in memory alone, if they still are this replica's."""
+        now, holds = self._register.clock(), self.custody.lease.holds
+        for ticket, job, reply in finished:
+            session, command = _session(ticket), ticket.command
+            assert command is not None  # noqa: S101
+            if not holds or session.epoch < 0:
+                self.engine.abort(job)
+                session.current = None
+                self._finish(ticket, error=Moving("the lease ran out during the step", retry_after_s=0))
+                if session.epoch < 0:
+                    self._unload(session)
+                else:
+                    self._advance(session)
+                continue
+            self._move(ticket, job, reply, encode(command.steps.raw, reply), now)
+
+    def _settle_kept(
+        self,
+        kept: list[Finished],
+        entries: Sequence[Entry],
+        started: float,
+        pending: asyncio.Future[None] | None,
+    ) -> None:
+        error = None if pending is None else failure_of(pending)
+        self.counters.commit_seconds.observe(self.engine.clock() - started)
+        if error is not None:
+            self._refused(kept, error)
+        else:
+            now = self._register.clock()
+            for (ticket, job, reply), entry in zip(kept, entries, strict=True):
+                self._move(ticket, job, reply, entry.record, now)
+                self.counters.commit_bytes += len(entry.record)
+            self.custody.keep([_session(ticket) for ticket, _, _ in kept])
+        self._engine_loop.wake()
+
+    def _move(self, ticket: Ticket, job: Job, reply: Reply, record: bytes, now: float) -> None:
+        session = _session(ticket)
+        self.engine.commit(job)
+        session.window.keep(record)
+        session.next_step, session.used_at = reply.next_step, now
+        self.counters.steps += reply.next_step - reply.step
+        self._release(ticket, None, reply)
+
+    def _refused(self, kept: list[Finished], error: BaseException) -> None:
+        """A commit that failed. If the store said that nothing was done, the sessions are where they were;
+        else nobody here knows where they are."""
+        if isinstance(error, Fenced):
+            self.custody.lease.lost()
+        self.counters.dropped[type(error).__name__] += len(kept)
+        for ticket, job, _ in kept:
+            self.engine.abort(job)
+            session, why = _session(ticket), told(error)
+            if isinstance(error, StoreFault):
+                self._release(ticket, why)
+                continue
+            session.current = None
+            self._finish(ticket, error=why)
+            if isinstance(error, Stale) and error.sessions and session.id not in error.sessions:
+                self._advance(session)  # another one's step spoilt the commit
+            else:
+                self._unload(session)
+
+    def _on_lost(self) -> None:
+        """Another replica has taken over: what is at rest here is dropped; what moves finds out by itself."""
+        for session in list(self._register):
+            if session.at_rest:
+                self._register.drop(session)
+            elif session.durability == "none":
+                session.epoch = -1
+
+    def _on_expired(self, session: Session) -> None:
+        self.custody.in_background(self.custody.end(session, Ending.EXPIRED))
+
+    def close(self) -> None:
+        super().close()
+        for future in self._runs.values():
+            future.cancel()
+
+
+def _itself(session: Session) -> Session:
+    return session
+
+
+def _session(ticket: Ticket) -> Session:
+    assert ticket.session is not None  # noqa: S101  predictions are not committed
+    return ticket.session
