@@ -10,6 +10,7 @@ from pathlib import Path
 
 from service.sessions.stores.memory import MemoryStore, Shelf
 from service.sessions.stores.protocol import Entry, Image, Opening, Saved, Store
+from service.sessions.stores.sqlite import SqliteStore
 
 
 class Clock:
@@ -78,7 +79,44 @@ async def memory(path: Path) -> AsyncIterator[Cluster]:
     yield MemoryCluster()
 
 
-FACTORIES: dict[str, Callable[[Path], AbstractAsyncContextManager[Cluster]]] = {"memory": memory}
+class SqliteCluster(Cluster):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.lease_s = 5.0
+        self.clock = Clock()
+        self.path = path
+
+    def make(self, model: str) -> Store:
+        return SqliteStore(str(self.path), model, self.lease_s, clock=self.clock, wall=self.clock)
+
+    async def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+
+class FlushingCluster(SqliteCluster):
+    """Moves its log after every commit."""
+
+    def make(self, model: str) -> Store:
+        return SqliteStore(
+            str(self.path), model, self.lease_s, flush_bytes=0, clock=self.clock, wall=self.clock
+        )
+
+
+@asynccontextmanager
+async def sqlite(path: Path) -> AsyncIterator[Cluster]:
+    yield SqliteCluster(path / "sessions.db")
+
+
+@asynccontextmanager
+async def sqlite_flushing(path: Path) -> AsyncIterator[Cluster]:
+    yield FlushingCluster(path / "sessions.db")
+
+
+FACTORIES: dict[str, Callable[[Path], AbstractAsyncContextManager[Cluster]]] = {
+    "memory": memory,
+    "sqlite": sqlite,
+    "sqlite, flushing": sqlite_flushing,
+}
 
 
 def an_opening(durability: str = "journal", ttl_s: float = 1e6, snapshot: Saved | None = None) -> Opening:
