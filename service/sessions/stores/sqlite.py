@@ -109,8 +109,11 @@ class SqliteStore:
         flush_bytes: int = FLUSH_BYTES,
         clock: Callable[[], float] = boot_clock,
         wall: Callable[[], float] = time.time,
+        *,
+        fence: bool = True,
     ) -> None:
         self.durabilities: tuple[str, ...] = ()
+        self._insert = _COMMIT if fence else _COMMIT.partition("WHERE EXISTS")[0] + "WHERE 1"
         self.lease_s = lease_s
         self.secret = ""
         self._path, self._model_name, self._flush_bytes = path, model, flush_bytes
@@ -356,7 +359,7 @@ class SqliteStore:
             )
             wall, data = self._wall(), joined(sent)
             sessions = struct.pack(f"<{len(moved)}q", *[mine.row for mine in moved])
-            if db.execute(_COMMIT, (self._id, self._n, wall, sessions, data)).rowcount != 1:
+            if db.execute(self._insert, (self._id, self._n, wall, sessions, data)).rowcount != 1:
                 self._fall()
         except BaseException:
             for mine in moved:
