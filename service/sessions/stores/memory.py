@@ -215,7 +215,9 @@ class MemoryStore:
         session = self._expect(session_id, epoch)
         if step > session.next_step:
             raise Stale(f"session {session_id} is not that far", [session_id])
-        return past.until(session.snapshots, session.records, step, session.next_step)
+        steps = [s.step for s in session.snapshots]
+        oldest = session.records[0].step if session.records else session.next_step
+        return past.until(steps, oldest, past.newest(session.snapshots, step), session.records, step)
 
     async def rewrite(self, change: Rewriting) -> None:
         self._check_fence()

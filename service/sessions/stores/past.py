@@ -39,14 +39,15 @@ def since(records: Sequence[Kept], snapshot: Saved | None, next_step: int, windo
     return found[::-1]
 
 
-def until(snapshots: Sequence[Saved], records: Sequence[Kept], step: int, next_step: int) -> History:
-    """What gives the state before `step`. If a gap is before it, what leads up to the gap."""
-    snapshot = newest(snapshots, step)
-    zeros = records[0].step == 0 if records else next_step == 0
-    starts = [s.step for s in snapshots] + [0] * zeros
-    first = min(starts, default=next_step)
-    if snapshot is None and not zeros:
-        return History(first, None, [])
+def until(
+    snapshots: Sequence[int], oldest: int, snapshot: Saved | None, records: Sequence[Kept], step: int
+) -> History:
+    """What gives the state before `step`. If a gap is before it, what leads up to the gap.
+
+    snapshots: their steps; oldest: the first step of any record, next_step if there is none; snapshot: the
+    newest at or before `step`; records: in order.
+    """
+    first = min([*snapshots, *[0] * (oldest == 0)], default=oldest)
     at, found = 0 if snapshot is None else snapshot.step, []
     for kept in records:
         if at >= step:

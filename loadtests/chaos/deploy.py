@@ -1,0 +1,21 @@
+"""Deploys to the Ray cluster of a chaos run. A process of its own: a driver may die with the node it is on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from service import deployments, launch
+from service.settings import Settings
+
+
+def main() -> None:
+    settings = Settings(**json.loads(sys.argv[1]))
+    deployments.connect(settings)
+    deployments.deploy(settings, {name: path for name, (path, _) in launch.bundles(settings).items()})
+    print(f"deployed from {Path.cwd()}: {settings.replicas} replicas")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,357 @@
+"""The client for event loops: `blocking` once more, to be awaited. Its docstrings hold here too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+
+from service.client import transport
+from service.client.bulk import Item, Result, bulk
+from service.client.calls import Caller, Facts, ModelCalls, SessionCalls
+from service.client.effects import (
+    Call,
+    Connect,
+    Disconnect,
+    Effect,
+    Exchange,
+    Receive,
+    Response,
+    Send,
+    Sleep,
+)
+from service.client.errors import Fault
+from service.client.messages import Generate, Prediction, Reply, Rows
+from service.client.retries import Retries
+from service.client.streaming import StreamCalls
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
+
+T = TypeVar("T")
+
+
+async def _run(call: Call[T], perform: Callable[[Effect], Awaitable[object]]) -> T:
+    try:
+        effect = next(call)
+        while True:
+            effect = call.send(await perform(effect))
+    except StopIteration as done:
+        value: T = done.value
+        return value
+    finally:
+        call.close()  # at once, wherever it was broken off
+
+
+class AsyncClient:
+    """A service at `url`. Tasks of one loop may share it; the calls of one session run one after the other.
+
+    timeout_s: for a whole call, its retries included; None: for ever. key: sent as a bearer token. direct:
+    use the own address of a session's replica where it has one. connections: open at the same time at most.
+    retries: how often and how long to wait for what. trust_env: proxies are taken from the environment.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float | None = 60.0,
+        key: str | None = None,
+        direct: bool = True,
+        connections: int = 1000,
+        retries: Retries | None = None,
+        direct_rest_s: float = 5.0,
+        trust_env: bool = True,
+    ) -> None:
+        self._setup = transport.Setup(key, connections, trust_env)
+        retries = replace(retries or Retries(), timeout_s=timeout_s)
+        self._caller = Caller(url, retries, direct=direct, rest_s=direct_rest_s)
+        self._http = httpx.AsyncClient(**self._setup.for_httpx())
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connections. The sessions stay open."""
+        await self._http.aclose()
+
+    def model(self, name: str) -> AsyncModel:
+        """One model. Nothing is sent."""
+        return AsyncModel(self, ModelCalls(self._caller, name))
+
+    async def run(self, call: Call[T]) -> T:
+        """Performs what a call asks for, until it has its result."""
+        return await _run(call, self._perform)
+
+    def stream_options(self, timeout_s: float) -> dict[str, Any]:
+        """For a stream's socket."""
+        return self._setup.for_websockets(timeout_s)
+
+    async def _perform(self, effect: Effect) -> Response | Fault | None:
+        if isinstance(effect, Exchange):
+            return await self._exchange(effect)
+        assert isinstance(effect, Sleep)  # noqa: S101  streams perform the rest
+        await asyncio.sleep(effect.seconds)
+        return None
+
+    async def _exchange(self, request: Exchange) -> Response | Fault:
+        try:
+            async with asyncio.timeout(request.timeout_s):
+                answer = await self._http.request(
+                    request.method,
+                    request.url,
+                    content=request.body or None,
+                    headers={"content-type": request.media} if request.body else None,
+                    timeout=transport.timeouts(request.timeout_s),
+                )
+        except TimeoutError:
+            return transport.silence(request.timeout_s)
+        except httpx.RequestError as error:
+            return transport.no_response(error)
+        return transport.response(answer, answer.content)
+
+
+class AsyncModel:
+    """One model of a service."""
+
+    def __init__(self, client: AsyncClient, calls: ModelCalls) -> None:
+        self._client, self._calls = client, calls
+
+    @property
+    def name(self) -> str:
+        return self._calls.name
+
+    async def facts(self) -> Facts:
+        """Its task, inputs and outputs by name and unit, version, quality."""
+        return await self._client.run(self._calls.facts())
+
+    async def predict(
+        self,
+        inputs: Rows | None = None,
+        *,
+        text: str | None = None,
+        horizon: int | None = None,
+        generate: Generate | None = None,
+    ) -> Prediction:
+        """Outputs of a whole sequence, without a session."""
+        return await self._client.run(self._calls.predict(inputs, text, horizon, generate))
+
+    async def open(
+        self, session_id: str | None = None, *, ttl_s: float | None = None, durability: str | None = None
+    ) -> AsyncSession:
+        """Opens a session at step 0. Raises SessionExists if the id is taken."""
+        return AsyncSession(
+            self._client, await self._client.run(self._calls.open(session_id, ttl_s, durability))
+        )
+
+    async def session(self, session_id: str, next_step: int | None = 0) -> AsyncSession:
+        """A session to go on with, at the step that is next. None: where the service says. 0: begins it, or
+        repeats its beginning; nothing is sent before the first step."""
+        return AsyncSession(self._client, await self._client.run(self._calls.session(session_id, next_step)))
+
+    async def steps(self, items: Iterable[Item | tuple[AsyncSession, Rows]]) -> list[Result]:
+        """The next steps of many sessions in one request, each session once: pairs of a session and its
+        inputs, or what `Session.item` makes. A reply or an error for each, in order; what failed in passing
+        was tried again alone. Not to be mixed with other calls to these sessions at the same time."""
+        whole = [each if isinstance(each, Item) else each[0].item(each[1]) for each in items]
+        return await self._client.run(bulk(self._calls, whole))
+
+
+class AsyncSession:
+    """One session. next_step: the next one to be sent; after a StepConflict it may be set, to go on."""
+
+    def __init__(self, client: AsyncClient, calls: SessionCalls) -> None:
+        self._client, self._calls = client, calls
+        self._turn = asyncio.Lock()
+
+    @property
+    def id(self) -> str:
+        return self._calls.id
+
+    @property
+    def next_step(self) -> int:
+        return self._calls.next_step
+
+    @next_step.setter
+    def next_step(self, step: int) -> None:
+        self._calls.next_step = step
+
+    async def step(
+        self,
+        inputs: Rows | None = None,
+        *,
+        text: str | None = None,
+        horizon: int | None = None,
+        returns: Sequence[str] | None = None,
+        generate: Generate | None = None,
+    ) -> Reply:
+        """The next steps. After an exception `next_step` has not moved: the same call with the same inputs
+        is answered rightly, whatever became of this one."""
+        async with self._turn:
+            return await self._client.run(self._calls.step(inputs, text, horizon, returns, generate))
+
+    def stream(self, *, ahead: int = 64, resume: bool = False) -> AsyncStream:
+        """A WebSocket for this session's steps; see AsyncStream."""
+        return AsyncStream(self._client, self._turn, StreamCalls(self._calls, ahead, resume))
+
+    async def facts(self) -> Facts:
+        """Its next step at the service, time to live, durability, place. Moves nothing here."""
+        async with self._turn:
+            return await self._client.run(self._calls.facts())
+
+    async def state(self) -> bytes:
+        """A snapshot: safetensors of h and c, layers×hidden each."""
+        async with self._turn:
+            return await self._client.run(self._calls.state())
+
+    async def put_state(self, snapshot: bytes) -> Facts:
+        """Puts the session where the snapshot was taken."""
+        async with self._turn:
+            return await self._client.run(self._calls.put_state(snapshot))
+
+    async def fork(self, session_id: str | None = None, *, at_step: int | None = None) -> AsyncSession:
+        """A new session from this one's state; before `at_step`, if given."""
+        async with self._turn:
+            return AsyncSession(
+                self._client, await self._client.run(self._calls.model.fork(self._calls, session_id, at_step))
+            )
+
+    async def rewind(self, step: int) -> Facts:
+        """Puts the session back to where `step` is the next."""
+        async with self._turn:
+            return await self._client.run(self._calls.rewind(step))
+
+    async def close(self) -> None:
+        """Ends the session."""
+        async with self._turn:
+            await self._client.run(self._calls.close())
+
+    def item(
+        self,
+        inputs: Rows | None = None,
+        *,
+        text: str | None = None,
+        horizon: int | None = None,
+        returns: Sequence[str] | None = None,
+        generate: Generate | None = None,
+    ) -> Item:
+        """Its next steps as an item for `Model.steps`."""
+        return Item(self._calls, inputs, text, horizon, returns, generate)
+
+
+class AsyncStream:
+    """A WebSocket for the steps of one session, for one task. It is opened by the first message, and again
+    by itself whenever it breaks.
+
+    `step` sends and waits for the reply. `send` and `receive` apart send ahead, `ahead` steps at most: then
+    `send` waits for replies first. If a message is refused for good, `receive` raises that, and what was sent
+    behind it was not executed. Receive all replies before the end: those that are left are not counted in the
+    session's `next_step`, and their steps may have been executed.
+    """
+
+    def __init__(self, client: AsyncClient, turn: asyncio.Lock, calls: StreamCalls) -> None:
+        self._client, self._turn, self._calls = client, turn, calls
+        self._socket: ClientConnection | None = None
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def outstanding(self) -> int:
+        """Replies that are still to be received."""
+        return self._calls.outstanding
+
+    async def step(
+        self,
+        inputs: Rows | None = None,
+        *,
+        text: str | None = None,
+        horizon: int | None = None,
+        returns: Sequence[str] | None = None,
+        generate: Generate | None = None,
+    ) -> Reply:
+        """The next steps, as `Session.step`."""
+        return await self._run(self._calls.step(inputs, text, horizon, returns, generate))
+
+    async def send(
+        self,
+        inputs: Rows | None = None,
+        *,
+        text: str | None = None,
+        horizon: int | None = None,
+        returns: Sequence[str] | None = None,
+        generate: Generate | None = None,
+    ) -> None:
+        """Sends the next steps, and does not wait for their reply."""
+        await self._run(self._calls.send(inputs, text, horizon, returns, generate))
+
+    async def receive(self) -> Reply:
+        """The next reply, in the order of what was sent."""
+        return await self._run(self._calls.receive())
+
+    async def close(self) -> None:
+        """Ends the socket. The session stays open."""
+        await self._run(self._calls.close())
+
+    async def _run(self, call: Call[T]) -> T:
+        async with self._turn:
+            return await _run(call, self._perform)
+
+    async def _perform(self, effect: Effect) -> object:
+        from websockets.exceptions import ConnectionClosed
+
+        match effect:
+            case Connect():
+                return await self._connect(effect)
+            case Disconnect():
+                await self._disconnect(effect)
+                return None
+            case Sleep():
+                await asyncio.sleep(effect.seconds)
+                return None
+        assert self._socket is not None  # noqa: S101  a call connects first
+        assert isinstance(effect, Send | Receive)  # noqa: S101  there is nothing else
+        try:
+            async with asyncio.timeout(effect.timeout_s):
+                if isinstance(effect, Receive):
+                    return await self._socket.recv()
+                await self._socket.send(effect.text)
+        except ConnectionClosed as error:
+            return transport.closed(error.rcvd)
+        except TimeoutError:
+            return transport.silence(effect.timeout_s)
+        return None
+
+    async def _connect(self, effect: Connect) -> Response | Fault | None:
+        from websockets.asyncio.client import connect
+        from websockets.exceptions import InvalidStatus, WebSocketException
+
+        try:
+            self._socket = await connect(effect.url, **self._client.stream_options(effect.timeout_s))
+        except InvalidStatus as error:
+            return transport.refusal(error.response)
+        except (OSError, EOFError, WebSocketException) as error:
+            return transport.no_stream(error)
+        return None
+
+    async def _disconnect(self, effect: Disconnect) -> None:
+        socket, self._socket = self._socket, None
+        if socket is None:
+            return
+        if not effect.politely:
+            socket.transport.abort()  # a broken one would not take part in a closing handshake
+        await socket.close()
