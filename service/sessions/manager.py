@@ -189,8 +189,8 @@ class SessionManager:
                 ticket.settle(error=self._stopping())
         self._residence.close(self._stopping())
         during = Stopping("the service stopped during the request", retry_after_s=1)
-        for session in self._register:  # busy, or its commit is on the way
-            if session.current is not None:
+        for session in self._register:
+            if session.current is not None and session.current.busy and session.current.action is not None:
                 session.current.settle(error=during)
         for ticket in self._tickets.values():
             ticket.settle(error=during)
