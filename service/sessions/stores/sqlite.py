@@ -10,9 +10,9 @@ each session, and then deletes them from the log. Whoever fences a dead owner do
 record may be in both for a while: a step that is in a run already is passed over.
 
 Commits are tried on the event loop's thread: 15 µs for one record, 150 for 64. If the file is locked, or this
-store's one worker thread is in a transaction, or a loss of power is to be survived (which waits for the disk),
-the worker does it. `_lock` keeps the two apart: who holds it may use `_mine` and the connections; the loop
-never waits for it. Checkpoints have a thread of their own.
+store's one worker thread is in a transaction, or a loss of power is to be survived (which waits for the
+disk), the worker does it. `_lock` keeps the two apart: who holds it may use `_mine` and the connections; the
+loop never waits for it. Checkpoints have a thread of their own.
 
 Leases are by the clock that all processes of a machine share, which stops at no suspend and is set by nobody;
 a lease from before the machine's last start has run out. Idle times and endings are by the wall clock.
