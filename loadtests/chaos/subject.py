@@ -29,7 +29,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that goes wrong. strike: does it, and says what it did; "" if there was nothing to do it to."""
+    """Something that goes wrong. strike: does it, and says what it did; "": there was nothing to."""
 
     kind: str
     weight: float
