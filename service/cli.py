@@ -8,12 +8,12 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.settings import SettingError, Settings, read
+from service.settings import SettingError, Settings, read, shown
 
 if TYPE_CHECKING:
     from model.bundle import Bundle
@@ -54,14 +54,14 @@ def parser() -> argparse.ArgumentParser:
     serve.set_defaults(func=run_serve)
     serve.add_argument("--local", action="store_true", help="all models in this process, without Ray")
     settings = serve.add_argument_group("settings")
-    for f in fields(Settings):
+    for f in shown():
         kind = "TEXT" if isinstance(f.default, str) else "N"
-        shown = f" (default: {f.default})" if f.default != "" else ""
+        default = f" (default: {f.default})" if f.default != "" else ""
         settings.add_argument(
             f"--{f.name.replace('_', '-')}",
             dest=f.name,
             metavar=kind,
-            help=(f.metadata["help"] + shown).replace("%", "%%"),
+            help=(f.metadata["help"] + default).replace("%", "%%"),
         )
     register(commands)
     _add_precision(commands.choices["evaluate"])
@@ -102,7 +102,7 @@ def _version() -> str:
 def run_serve(args: argparse.Namespace) -> int:
     """`cellstate serve`: on a Ray of its own, on a given one, or in this process."""
     try:
-        settings = read({f.name: getattr(args, f.name) for f in fields(Settings)})
+        settings = read({f.name: getattr(args, f.name) for f in shown()})
     except SettingError as error:
         print(f"cellstate: {error}", file=sys.stderr)
         return 2

@@ -41,6 +41,9 @@ _DROPPED_LINES = re.compile(
     r"\s+(log |no log|option httplog|option log-health-checks|errorfile |server .* backup$)"
 )
 
+#: What Serve says while it knows no route, though "/" is one of ours: the door has just begun.
+_NO_ROUTE = re.compile(r"(\s+)http-request return status 404 content-type text/plain lf-string .*")
+
 #: Errors of HAProxy's own, in the words of `api.problems`. It makes 502, 503 and 504 a 500 otherwise.
 _PROBLEMS = {
     400: ("bad_request", "The request can't be read", "the request is not HTTP as RFC 9112 has it"),
@@ -64,6 +67,8 @@ def environment(directory: Path) -> dict[str, str]:
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
         # Seconds a stopping replica stays open, so that the front door learns of it first; 30 otherwise.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # A door that died is found after three checks, 10 s apart otherwise.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
         # Ray runs its workers at the lowest priority; ours are the service.
         "RAY_worker_niceness": "0",
         "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": BALANCE,
@@ -97,6 +102,7 @@ def rewrite(configuration: str, directory: Path) -> str:
 
 def _section(section: str, directory: Path) -> str:
     lines = [line for line in section.splitlines() if not _DROPPED_LINES.match(line)]
+    lines = [_NO_ROUTE.sub(r"\1http-request deny deny_status 503", line) for line in lines]
     if section.startswith("defaults"):
         # A stream may be idle for as long as its session lives.
         lines.append("    timeout tunnel 7d")

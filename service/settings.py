@@ -25,8 +25,13 @@ class SettingError(ValueError):
     """A setting has a value it can't have."""
 
 
-def setting(default: Any, help: str, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices, "least": least})
+def setting(
+    default: Any, help: str, choices: tuple[str, ...] = (), least: float | None = None, hidden: bool = False
+) -> Any:
+    """hidden: no flag and no row in the README; the environment can set it all the same."""
+    return field(
+        default=default, metadata={"help": help, "choices": choices, "least": least, "hidden": hidden}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,7 @@ class Settings:
         "",
         "never set this: switches off the fence or the window, to test the tests",
         choices=("", "fence", "window"),
+        hidden=True,
     )
     max_sessions: int = setting(2_000_000, "most open sessions of a model, for each replica", least=1)
     slots: int = setting(4096, "of these: states resident on the device, for each replica", least=3)
@@ -119,6 +125,11 @@ class Settings:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
+def shown() -> list[Field[Any]]:
+    """The settings that people are told of."""
+    return [f for f in fields(Settings) if not f.metadata["hidden"]]
+
+
 def check(f: Field[Any], value: Any) -> None:
     """Raises SettingError unless the value fits the setting's choices and bounds."""
     choices, least = f.metadata["choices"], f.metadata["least"]
@@ -156,7 +167,7 @@ def parse(f: Field[Any], text: str) -> Any:
 def settings_table() -> str:
     """The settings as the README shows them: a Markdown table."""
     rows = ["| setting | default | what it is |", "| --- | --- | --- |"]
-    for f in fields(Settings):
+    for f in shown():
         default = "the shipped ones" if f.name == "models" else f"`{f.default}`" if f.default != "" else ""
         rows.append(f"| `{f.name}` | {default} | {f.metadata['help']} |")
     return "\n".join(rows)

@@ -192,7 +192,7 @@ def make_endpoint(settings: Settings, bundle: Bundle, device: torch.device) -> M
     store = open_store(settings.store, bundle.name, settings.lease_s, fence=settings.unsafe != "fence")
     peers = Peers(bundle.name, lambda: store.secret)
     upkeep = Upkeep(settings.replay_window, settings.history, settings.upgrade)
-    unsafe = Unsafe(window=settings.unsafe == "window")
+    unsafe = Unsafe(fence=settings.unsafe == "fence", window=settings.unsafe == "window")
     manager = SharedManager(bundle, engine, store, limits, upkeep, peers.release, unsafe=unsafe)
     return ModelEndpoint(bundle, manager, settings, peers)
 

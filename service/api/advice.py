@@ -59,7 +59,8 @@ ADVICE: dict[str, tuple[str, str]] = {
         "Send the same request again after `retry_after_s`, with its `step`.",
     ),
     "unavailable": (
-        "The service is starting, stopping, or lacks a part that it needs. The session has not moved.",
+        "The service is starting, stopping, or lacks a part that it needs. If that is the store, whether the"
+        " request was executed is told by a retry.",
         "Send the same request again after `retry_after_s`, with its `step`.",
     ),
     "moving": (

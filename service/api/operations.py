@@ -16,8 +16,10 @@ from service.errors import (
     EngineFailure,
     Gone,
     InvalidValue,
+    Moving,
     NoCapacity,
     NotFound,
+    SessionDamaged,
     SessionExists,
     SessionExpired,
     SessionLost,
@@ -32,10 +34,12 @@ JSON, HTML, TEXT = "application/json", "text/html", "text/plain"
 Errors = tuple[type[CellstateError], ...]
 
 MODEL_ERRORS: Errors = (NotFound, EngineFailure)
-SESSION_ERRORS: Errors = (*MODEL_ERRORS, InvalidValue, SessionNotFound, Gone, SessionExpired, SessionLost)
 BODY_ERRORS: Errors = (BadRequest, InvalidValue, TooLarge, UnsupportedMediaType)
 WORK_ERRORS: Errors = (NoCapacity, Unavailable)
 RUN_ERRORS: Errors = (*WORK_ERRORS, DeadlineExceeded)
+GONE_ERRORS: Errors = (SessionNotFound, Gone, SessionExpired, SessionLost)
+#: Any of them may have to bring the session here first
+SESSION_ERRORS: Errors = (*MODEL_ERRORS, InvalidValue, *GONE_ERRORS, *WORK_ERRORS, Moving, SessionDamaged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,10 @@ TAGS: dict[str, str] = {
     "Stream": (
         f"A WebSocket at `{STREAM}`. Each text frame is a body of `POST {SESSION}/steps`, each answer its"
         ' reply, in order. An error comes as `{"error": problem}` and the socket stays open, unless the'
-        " session or the model is gone. Close codes: 4404 no such model, or an id that can't be one; 4410 the"
-        " session is gone; 1009 a message larger than a body may be; 1012 the service is stopping, come back;"
+        " session or the model is gone. After a break, `?resume=n` has the replies from step n on sent again"
+        " first, as far as they are kept. Close codes: 4404 no such model, or an id that can't be one; 4410 the"
+        " session is gone; 1009 a message larger than a body may be; 1012 the service is stopping, come back"
+        ' (the reason is `{"next_step": n}`, if that is known);'
         " 1011 the service failed."
     ),
     "Predictions and models": "What is served, and predictions without a session.",
@@ -89,7 +95,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "Opens a session at step 0, under an id of your own or an issued one. An empty body is as good as"
         " `{}`. A step 0 on an unknown id opens a session too.",
         {201: Reply("The session is open.", schemas.SessionFacts)},
-        (*MODEL_ERRORS, *BODY_ERRORS, SessionExists, *WORK_ERRORS),
+        (*MODEL_ERRORS, *BODY_ERRORS, SessionExists, *WORK_ERRORS, Moving),
         schemas.OpenBody,
         body_required=False,
         examples="open",
@@ -109,7 +115,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "End a session",
         "Ends it when the requests before this one are done. Its id is as good as new afterwards.",
         {204: Reply("The session has ended.", media="")},
-        (*SESSION_ERRORS, *WORK_ERRORS),
+        SESSION_ERRORS,
     ),
     (SESSION + "/steps", "POST"): Operation(
         "step",
@@ -120,7 +126,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         " `step: 0` on an unknown id opens the session. Without it the request runs at whatever is next."
         " `horizon` and `generate` run on a copy: the session does not move by them.",
         {200: Reply("The steps were committed, now or before.", schemas.StepReply)},
-        (*SESSION_ERRORS, *BODY_ERRORS, StepConflict, *RUN_ERRORS),
+        (*SESSION_ERRORS, *BODY_ERRORS, StepConflict, DeadlineExceeded),
         schemas.StepBody,
         examples="step",
     ),
@@ -142,7 +148,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "h and c `[layers, hidden]` in float32 after the requests before this one, with `next_step` and the"
         " model's digest as metadata. The same state gives the same bytes.",
         {200: Reply("The snapshot, as safetensors.", media=SAFETENSORS)},
-        (*SESSION_ERRORS, *WORK_ERRORS),
+        SESSION_ERRORS,
     ),
     (SESSION + "/state", "PUT"): Operation(
         "importState",
@@ -154,7 +160,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
             200: Reply("The session is where the snapshot was.", schemas.SessionFacts),
             201: Reply("The session was opened there.", schemas.SessionFacts),
         },
-        (*SESSION_ERRORS, BadRequest, TooLarge, *WORK_ERRORS),
+        (*SESSION_ERRORS, BadRequest, TooLarge),
         body_media=(SAFETENSORS, "application/octet-stream"),
     ),
     (SESSION + "/fork", "POST"): Operation(
@@ -164,7 +170,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "Opens a new session from this one's state, after the requests before this one. The two go their own"
         " ways. An empty body is as good as `{}`.",
         {201: Reply("The new session.", schemas.SessionFacts)},
-        (*SESSION_ERRORS, *BODY_ERRORS, SessionExists, StepConflict, *WORK_ERRORS),
+        (*SESSION_ERRORS, *BODY_ERRORS, SessionExists, StepConflict),
         schemas.ForkBody,
         body_required=False,
         examples="fork",
@@ -177,7 +183,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "Puts a session back to where it was before step `to_step`, after the requests before this one: what"
         " was committed from there on is no more. How far back that goes is a setting (`history`).",
         {200: Reply("The session.", schemas.SessionFacts)},
-        (*SESSION_ERRORS, *BODY_ERRORS, StepConflict, *WORK_ERRORS),
+        (*SESSION_ERRORS, *BODY_ERRORS, StepConflict),
         schemas.RewindBody,
         examples="rewind",
     ),

@@ -242,8 +242,8 @@ def _body(api: Object, operation: Object) -> Iterator[Html]:
 def _errors(api: Object) -> Html:
     intro = (
         "Errors are RFC 9457 `application/problem+json`: `type`, `title`, `status`, `detail`, `code`, and"
-        " what helps: `field`, `expected_step`, `retry_after_s`, `limit`. After any of them the session is as"
-        " it was."
+        " what helps: `field`, `expected_step`, `retry_after_s`, `limit`. The session is as it was; after"
+        " `unavailable` and `moving` the request may have been executed whole, and a retry tells."
     )
     parts = [tag("h2", "Errors"), tag("p", prose(intro))]
     for name, error in api["x-errors"].items():

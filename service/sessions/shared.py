@@ -27,6 +27,7 @@ from service.errors import (
     SessionNotFound,
 )
 from service.sessions.custody import INSIST, Custody, Release, States, Upkeep, pack, told
+from service.sessions.lease import Lease
 from service.sessions.manager import Finished, SessionManager
 from service.sessions.record import encode
 from service.sessions.register import Limits
@@ -44,6 +45,7 @@ log = logging.getLogger("cellstate")
 class Unsafe:
     """What tests of the tests switch off, to see that they find the damage. Never set otherwise."""
 
+    fence: bool = False  # a replica goes on though its lease ran out
     window: bool = False  # a step that was committed is stepped again
 
 
@@ -67,6 +69,7 @@ class SharedManager(SessionManager):
         self.custody = Custody(
             store, bundle, engine, upkeep, self.counters, self._run, release, self._on_lost
         )
+        self.custody.lease = Lease(store, self._on_lost, trusted=not self._unsafe.fence)
         self._register.on_expired = self._on_expired
 
     async def start(self, address: str) -> None:

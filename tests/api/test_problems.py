@@ -15,7 +15,9 @@ from service.api.schemas import StepBody
 from service.errors import (
     BadRequest,
     CellstateError,
+    Elsewhere,
     InvalidValue,
+    Moving,
     NoCapacity,
     StepConflict,
     Stopping,
@@ -51,11 +53,8 @@ def test_a_code_has_one_meaning() -> None:
         by_code.setdefault(kind.code, set()).add((kind.status, kind.title))
     assert [code for code, meanings in by_code.items() if len(meanings) > 1] == []
     shared = {e for e in TABLE if sum(kind.code == TABLE[e].code for kind in TABLE.values()) > 1}
-    assert shared == {
-        CellstateError,
-        Unavailable,
-        Stopping,
-    }  # the root is what is left, and may be tried again
+    # The root is what is left, and may be tried again; who is told that a session is elsewhere may as well
+    assert shared == {CellstateError, Unavailable, Stopping, Moving, Elsewhere}
 
 
 def test_every_code_has_advice_and_none_is_invented() -> None:

@@ -16,7 +16,7 @@ from model.bundle import Bundle
 from model.config import Architecture, ModelSpec
 from service import launch, listener
 from service.cli import main, parser
-from service.settings import Settings
+from service.settings import Settings, shown
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -31,10 +31,11 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def test_every_setting_is_a_flag_with_its_help() -> None:
     text = " ".join(run("serve", "--help").stdout.split())
-    for f in fields(Settings):
+    for f in shown():
         assert f"--{f.name.replace('_', '-')} " in text
         assert f.metadata["help"] in text
     assert "--local" in text
+    assert "--unsafe" not in text
 
 
 def test_the_help_names_the_commands() -> None:

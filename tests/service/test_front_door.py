@@ -24,6 +24,7 @@ frontend prometheus
 frontend http_frontend
     bind 127.0.0.1:8000
     use_backend http-ett if is_http-ett
+    http-request return status 404 content-type text/plain lf-string "Path '%[path]' not found. Ping it."
 backend http-ett
     log global
     server one 127.0.0.1:30000 check
@@ -53,6 +54,12 @@ def test_errors_are_pages_of_ours() -> None:
     assert "/tmp/500.http" not in text
 
 
+def test_a_door_that_knows_no_route_yet_asks_to_come_back() -> None:
+    text = front_door.rewrite(CONFIGURATION, Path("/x"))
+    assert "    http-request deny deny_status 503" in text.splitlines()
+    assert "status 404" not in text
+
+
 def test_every_section_stays_in_its_place() -> None:
     text = front_door.rewrite(CONFIGURATION, Path("/x"))
     heads = [line for line in text.splitlines() if line and not line.startswith(" ")]
@@ -67,7 +74,13 @@ def test_rays_template_still_has_what_is_rewritten() -> None:
     # Read, not imported: importing Ray Serve warns, and takes seconds.
     place = Path(ray.submodule_search_locations[0]) / "serve" / "_private" / "haproxy_templates.py"
     template = place.read_text()
-    for wanted in ("frontend prometheus\n", "listen stats\n", "frontend http_frontend\n", "errorfile 503"):
+    for wanted in (
+        "frontend prometheus\n",
+        "listen stats\n",
+        "frontend http_frontend\n",
+        "errorfile 503",
+        "status 404 content-type text/plain lf-string",
+    ):
         assert wanted in template
     assert "balance {{ config.balance_algorithm }}" in template
 

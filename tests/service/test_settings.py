@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 
-from service.settings import SettingError, Settings, direct_port_range, read, settings_table
+from service.settings import SettingError, Settings, direct_port_range, read, settings_table, shown
 
 
 def test_without_flags_and_variables_every_setting_has_its_default() -> None:
@@ -61,11 +59,16 @@ def test_replicas_need_a_store_that_they_share() -> None:
 
 def test_every_setting_has_a_line_of_help_and_a_row_in_the_table() -> None:
     rows = settings_table().splitlines()[2:]
-    assert len(rows) == len(fields(Settings))
-    for f, row in zip(fields(Settings), rows, strict=True):
+    assert len(rows) == len(shown())
+    for f, row in zip(shown(), rows, strict=True):
         assert f.metadata["help"]
         assert row.startswith(f"| `{f.name}` | ")
         assert row.endswith(f" | {f.metadata['help']} |")
+
+
+def test_what_is_hidden_is_in_no_table_and_can_be_set() -> None:
+    assert "unsafe" not in settings_table()
+    assert read({}, {"CELLSTATE_UNSAFE": "window"}).unsafe == "window"
 
 
 def test_the_table_names_no_place_of_the_machine_it_was_made_on() -> None:

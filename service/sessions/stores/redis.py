@@ -1,8 +1,10 @@
 """Sessions in Redis 7.0 or newer, or Valkey: shared by replicas on any machine that reaches the server.
 
 What is promised is what the server is set to: with `appendonly no` nothing outlives it, so sessions can only
-have durability none; with `appendonly yes` journal too, and with `appendfsync always` fsync. A server that
-fails over to a replica of its own may lose what it had not copied yet: Redis does not wait for copies.
+have durability none; with `appendonly yes` journal too, and with `appendfsync always` fsync. Two limits are
+Redis's own. With `appendfsync everysec`, while its disk stalls, it answers before it writes, for 2 s at most:
+if the server is killed just then, these steps are lost. And a server that fails over to a replica of its own
+loses what it had not copied yet, as Redis does not wait for copies.
 
 redis_scripts.py has the keys and what is done in the server, redis_wire.py the connections.
 """
@@ -47,9 +49,19 @@ RELEASE_BYTES = 4 << 20  # of snapshots in one script
 class RedisStore:
     """The sessions of one model on a Redis or Valkey server. See protocol.Store for what each method does."""
 
-    def __init__(self, url: str, model: str, lease_s: float = 5.0, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        lease_s: float = 5.0,
+        timeout_s: float | None = None,
+        *,
+        fence: bool = True,
+    ) -> None:
         """url: redis://user:password@host:port/db, or rediss:// for TLS. timeout_s: how long to wait for any
-        reply, half a lease if not given: a replica must know in time that it may not go on."""
+        reply, half a lease if not given: a replica must know in time that it may not go on. fence: only a
+        test of the tests takes commits unchecked."""
+        self._script = lua.COMMIT if fence else lua.COMMIT_UNFENCED
         self.durabilities: tuple[str, ...] = ()
         self.lease_s = lease_s
         self.secret = ""
@@ -87,14 +99,16 @@ class RedisStore:
                 f"reads {lua.FORMAT}: run the newer version, or give the model another server or database"
             )
         self._token, self._address = token, address
+        await self._ask(lua.COMMIT, urgent=True)  # loads it: the first ones keep their order too
         self.durabilities, self.secret = durabilities, reply[1].decode()
 
     async def renew(self) -> None:
         await self._ask(lua.RENEW, self._address, self._lease_ms(), self.secret, urgent=True)
 
     async def leave(self) -> None:
-        await self._ask(lua.LEAVE, urgent=True)
-        self._token = ""
+        if self._token:
+            await self._ask(lua.LEAVE, urgent=True)
+            self._token = ""
 
     def _lease_ms(self) -> int:
         return max(1, round(self.lease_s * 1000))
@@ -184,7 +198,7 @@ class RedisStore:
             raise self._damaged(session_id, f"a field is missing or wrong: {error}") from error
         pages = await self._records(session_id, image.epoch, low, high, page)
         start = image.snapshot.step if image.snapshot is not None else 0
-        image.records = self._chain(session_id, pages, start, image.next_step)
+        image.records = self._leading(session_id, pages, start, image.next_step)
         return image
 
     async def _records(
@@ -199,21 +213,28 @@ class RedisStore:
             page += more
         return page
 
-    def _chain(self, session_id: str, pages: list[bytes], start: int, stop: int) -> list[bytes]:
-        """Records without their headers. Raises StoreFault if they don't lead from `start` to `stop`."""
-        header, reached = lua.RECORD_HEADER, start
-        for i, record in enumerate(pages):
-            first, count = header.unpack_from(record) if len(record) >= header.size else (-1, 0)
-            if i == 0 and 0 <= first < start:
-                reached = first
-            if first != reached:
-                raise self._damaged(
-                    session_id, f"the record of step {reached} is missing or not what was written"
-                )
-            reached = first + count
-        if reached < stop:
-            raise self._damaged(session_id, f"its records end at step {reached}, before {stop}")
-        return [record[header.size :] for record in pages]
+    def _spans(self, session_id: str, pages: list[bytes]) -> list[tuple[int, int, bytes]]:
+        """First step, the one behind the last, record."""
+        header = lua.RECORD_HEADER
+        found = []
+        for page in pages:
+            if len(page) < header.size:
+                raise self._damaged(session_id, "a record is shorter than its header")
+            first, count = header.unpack_from(page)
+            found.append((first, first + count, page[header.size :]))
+        return found
+
+    def _leading(self, session_id: str, pages: list[bytes], base: int, next_step: int) -> list[bytes]:
+        """Records up to next_step that have no gap. Raises StoreFault if they begin behind `base`."""
+        found, at = [], next_step
+        for first, stop, record in reversed(self._spans(session_id, pages)):
+            if stop != at:
+                break  # a gap; a session that was moved back into a request has one
+            found.append(record)
+            at = first
+        if at > base:
+            raise self._damaged(session_id, f"the records of steps {base} to {at} are missing")
+        return found[::-1]
 
     def _damaged(self, session_id: str, how: str) -> StoreFault:
         return StoreFault(
@@ -236,7 +257,7 @@ class RedisStore:
         return task
 
     async def _commit(self, args: list[Arg]) -> None:
-        await self._ask(lua.COMMIT, *args, urgent=True)
+        await self._ask(self._script, *args, urgent=True)
 
     async def save(self, snapshots: Sequence[Keeping]) -> None:
         if snapshots:
@@ -267,10 +288,12 @@ class RedisStore:
         _, first_step, at, data, low, high, page = reply
         snapshot = Saved(int(at), data) if at else None
         pages = await self._records(session_id, epoch, low, high, page)
-        if step < first_step:
-            return History(first_step, None, [])
-        start = first_step if snapshot is None else snapshot.step
-        return History(first_step, snapshot, self._chain(session_id, pages, start, step))
+        found, reached = [], first_step if snapshot is None else snapshot.step
+        for first, stop, record in self._spans(session_id, pages):
+            if reached < step and first <= reached < stop:
+                found.append(record)
+                reached = stop
+        return History(first_step, snapshot, found)
 
     async def rewrite(self, change: Rewriting) -> None:
         args: list[Arg] = [change.session_id, change.epoch, change.next_step, change.version, change.digest]

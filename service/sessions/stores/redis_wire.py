@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections import deque
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,7 +20,6 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
-    BusyLoadingError,
     InvalidResponse,
     NoScriptError,
     RedisError,
@@ -31,7 +31,6 @@ from redis.exceptions import TimeoutError as ServerTimeout
 from service.sessions.stores.protocol import StoreAway, StoreError, StoreFault
 
 Arg = str | bytes | int | float
-IDLE_CONNECTIONS = 8
 
 # What the first word of an error means. The server has refused: nothing was done.
 _FAULTS = {
@@ -66,23 +65,92 @@ class Script:
         self.sha = hashlib.sha1(text.encode()).hexdigest()  # noqa: S324  (Redis names scripts so)
 
 
-class Wire:
-    """Connections to one server. A connection carries one call at a time; after a time-out or a cancellation
-    it is closed, so that a late reply is never taken for another call's."""
+class _Line:
+    """One connection on which calls follow each other without waiting: the server answers in order."""
 
-    def __init__(self, url: str, timeout_s: float, calls: int = 16) -> None:
+    def __init__(self, connection: AbstractConnection) -> None:
+        self.broken = False
+        self._connection = connection
+        self._lock = asyncio.Lock()  # of who sends: first come, first sent
+        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._reader: asyncio.Task[None] | None = None
+
+    async def exchange(self, packed: bytes) -> Any:
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        async with self._lock:
+            if self.broken:
+                raise Disconnected("the connection was lost")
+            try:
+                if self._reader is None:
+                    await self._connection.connect()  # type: ignore[no-untyped-call]
+                    self._reader = asyncio.create_task(self._read())
+                self._waiting.append(reply)
+                await self._connection.send_packed_command(packed, check_health=False)
+            except BaseException:
+                self.drop()  # half a command may have been sent
+                await self._connection.disconnect(nowait=True)
+                raise
+        return await reply
+
+    async def _read(self) -> None:
+        error: Exception = Disconnected("the connection was lost")
+        try:
+            while True:
+                try:
+                    reply, refusal = await self._connection.read_response(), None
+                except ResponseError as refused:
+                    reply, refusal = None, refused
+                if not self._waiting:
+                    raise InvalidResponse("an answer to nothing that was asked")
+                caller = self._waiting.popleft()
+                if caller.done():  # cancelled: nobody wants this reply
+                    continue
+                if refusal is None:
+                    caller.set_result(reply)
+                else:
+                    caller.set_exception(refusal)
+        except (RedisError, OSError) as lost:
+            error = lost
+        finally:
+            self.broken = True
+            for caller in self._waiting:
+                if not caller.done():
+                    caller.set_exception(error)
+            self._waiting.clear()
+            await self._connection.disconnect(nowait=True)
+
+    def drop(self) -> None:
+        """No reply on it is waited for any longer."""
+        self.broken = True
+        if self._reader is not None:
+            self._reader.cancel()
+
+    async def close(self) -> None:
+        self.broken = True
+        await self._connection.disconnect()
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait([self._reader])
+
+
+class Wire:
+    """Two connections to one server: one for what is urgent (commits, in their order, and leases), one for
+    the rest. After a time-out a connection is dropped, and the next call makes another."""
+
+    def __init__(self, url: str, timeout_s: float, calls: int = 64) -> None:
         """timeout_s: of any call. calls: how many that are not urgent may be under way at a time."""
         self.name = shown(url)
         self._timeout_s = timeout_s
-        # Only makes connections; which of them are idle is kept here
+        # Only makes connections
         self._pool = ConnectionPool.from_url(
             url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=timeout_s
         )
-        self._idle: list[AbstractConnection] = []
+        self._lines: dict[bool, _Line] = {}
+        self._closed = False
         self._ordinary = asyncio.Semaphore(calls)
 
     async def run(self, script: Script, key: str, *args: Arg, urgent: bool = False) -> Any:
-        """One script in one round trip. urgent: waits for no other call (commits and leases)."""
+        """One script in one round trip."""
         try:
             return await self.call("EVALSHA", script.sha, 1, key, *args, urgent=urgent)
         except NoScriptError:  # the server was restarted or flushed its scripts; nothing was run
@@ -91,50 +159,32 @@ class Wire:
     async def call(self, *command: Arg, urgent: bool = False) -> Any:
         """One command. Raises StoreAway, StoreFault, or NoScriptError."""
         packed = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub forgets the ellipsis
+        line: _Line | None = None
         try:
             async with asyncio.timeout(self._timeout_s):
                 if urgent:
-                    return await self._exchange(packed)
+                    line = self._line(urgent)
+                    return await line.exchange(packed)
                 async with self._ordinary:
-                    return await self._exchange(packed)
+                    line = self._line(urgent)
+                    return await line.exchange(packed)
         except TimeoutError:
+            if line is not None:
+                line.drop()
             raise StoreAway(f"{self.name} did not answer within {self._timeout_s:g} s") from None
         except NoScriptError:
             raise
         except (RedisError, OSError) as error:
             raise self._meaning(error) from error
 
-    async def _exchange(self, packed: bytes) -> Any:
-        connection = self._take()
-        try:
-            if not connection.is_connected:
-                await connection.connect()  # type: ignore[no-untyped-call]
-            await connection.send_packed_command(packed, check_health=False)
-            reply = await connection.read_response()
-        except BusyLoadingError:
-            await connection.disconnect(nowait=True)
-            raise
-        except ResponseError:
-            self._idle.append(connection)  # the server has answered: the connection is in step
-            raise
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        if len(self._idle) < IDLE_CONNECTIONS:
-            self._idle.append(connection)
-        else:
-            await connection.disconnect(nowait=True)
-        return reply
-
-    def _take(self) -> AbstractConnection:
-        while self._idle:
-            connection = self._idle.pop()
-            reader = connection._reader
-            if reader is not None and not reader.at_eof() and reader.exception() is None:
-                return connection
-            connection._close()  # type: ignore[no-untyped-call]  # the server closed it while it was idle
-        made: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-        return made
+    def _line(self, urgent: bool) -> _Line:
+        if self._closed:
+            raise Disconnected("the store is closed")
+        line = self._lines.get(urgent)
+        if line is None or line.broken:
+            line = _Line(self._pool.make_connection())  # type: ignore[no-untyped-call]
+            self._lines[urgent] = line
+        return line
 
     def _meaning(self, error: Exception) -> StoreError:
         code = getattr(error, "status_code", None) or ""
@@ -149,6 +199,6 @@ class Wire:
         return StoreFault(f"{self.name}: {_FAULTS.get(code, 'it refuses')} ({text})")
 
     async def close(self) -> None:
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            await connection.disconnect()
+        self._closed = True
+        for line in self._lines.values():
+            await line.close()

@@ -29,6 +29,7 @@ import sqlite3
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ T = TypeVar("T")
 
 REMEMBER_S = 86400.0  # how a session ended
 FLUSH_BYTES = 4 << 20  # of records in the log, from when on they are moved to runs
-FLUSH_SESSIONS = 256  # in one transaction, which holds up the commits of others
+HOLD_BYTES = 256 << 10  # moved in one transaction, which holds up the commits of others
 CHECKPOINT_BYTES = 8 << 20  # written, from when on the write-ahead log is copied into the file
 RESTART_PAGES = 32 << 10  # in the write-ahead log, from when on commits wait until it can begin anew
 _PAGE_COST = 1500  # bytes that a commit writes besides its records, about
@@ -109,8 +110,11 @@ class SqliteStore:
         flush_bytes: int = FLUSH_BYTES,
         clock: Callable[[], float] = boot_clock,
         wall: Callable[[], float] = time.time,
+        *,
+        fence: bool = True,
     ) -> None:
         self.durabilities: tuple[str, ...] = ()
+        self._insert = _COMMIT if fence else _COMMIT.partition("WHERE EXISTS")[0] + "WHERE 1"
         self.lease_s = lease_s
         self.secret = ""
         self._path, self._model_name, self._flush_bytes = path, model, flush_bytes
@@ -127,9 +131,10 @@ class SqliteStore:
         self._n = 0  # commits so far, as this replica
         self._mine: dict[str, _Mine] = {}
         self._sent = self._done = 0  # commits given to the worker, and finished by it
-        self._fresh = 0  # bytes in the log since the last flush
+        self._flushed = 0  # of them, when the last flush began
+        self._fresh = 0  # bytes in the log since then
         self._written = 0  # bytes since the last checkpoint
-        self._flushing = self._checkpointing = False
+        self._flushing = self._checkpointing = self._closed = False
 
     # Leases
 
@@ -140,6 +145,7 @@ class SqliteStore:
     def _join(self, address: str) -> None:
         if self._slow is None:
             self._slow = open_file(self._path)
+        if self._quick is None:
             self._quick = connect(self._path, 0.0)
         db, former = self._slow, self._id or self._former
         with transaction(db):
@@ -153,7 +159,7 @@ class SqliteStore:
                 (model, address, self._boot, self._clock() + self.lease_s, self.lease_s),
             ).lastrowid
         self._id, self._former, self._model, self.secret = made, None, model, secret
-        self._n = self._fresh = 0
+        self._n = self._fresh = self._flushed = 0
         self._mine = {}
 
     async def renew(self) -> None:
@@ -356,7 +362,7 @@ class SqliteStore:
             )
             wall, data = self._wall(), joined(sent)
             sessions = struct.pack(f"<{len(moved)}q", *[mine.row for mine in moved])
-            if db.execute(_COMMIT, (self._id, self._n, wall, sessions, data)).rowcount != 1:
+            if db.execute(self._insert, (self._id, self._n, wall, sessions, data)).rowcount != 1:
                 self._fall()
         except BaseException:
             for mine in moved:
@@ -536,7 +542,9 @@ class SqliteStore:
         return count, len(found) == most
 
     async def close(self) -> None:
-        loop = asyncio.get_running_loop()
+        if self._closed:
+            return
+        self._closed, loop = True, asyncio.get_running_loop()
         for thread, last in ((self._worker, self._close), (self._keeper, lambda: None)):
             await loop.run_in_executor(thread, last)
             thread.shutdown(wait=False)
@@ -564,32 +572,37 @@ class SqliteStore:
         """Moves the log so far to runs: some sessions at a time, so that commits get their turn."""
         try:
             with self._lock:
-                names, n, replica = (
-                    [name for name, mine in self._mine.items() if mine.tail],
-                    self._n,
-                    self._id,
-                )
-                self._fresh = 0
-            for start in range(0, len(names), FLUSH_SESSIONS):
-                self._locked(partial(self._flush_some, names[start : start + FLUSH_SESSIONS]))
-            self._locked(
-                lambda: self._slow_db().execute("DELETE FROM log WHERE owner = ? AND n <= ?", (replica, n))
-            )
+                names = deque([name for name, mine in self._mine.items() if mine.tail])
+                rows_each = max((self._n - self._flushed) * HOLD_BYTES // (self._fresh + 1), 1)
+                n, replica, self._fresh, self._flushed = self._n, self._id, 0, self._n
+            while names:
+                self._locked(partial(self._flush_some, names))
+            while self._locked(partial(self._drop_log, replica, n, rows_each)):
+                pass
         except Exception as error:  # noqa: BLE001  (the log has it all still; the next flush does it)
             log.warning("committed steps could not be moved from the log: %s", error)
         finally:
             self._flushing = False
 
-    def _flush_some(self, names: Sequence[str]) -> None:
-        db = self._slow_db()
-        found = [mine for name in names if (mine := self._mine.get(name)) and mine.tail]
+    def _flush_some(self, names: deque[str]) -> None:
+        db, size, found = self._slow_db(), 0, []
         with transaction(db):
             self._check_fence(db)
-            for mine in found:
-                rows.add_run(db, mine.tail, mine.used_at)
-                self._written += _PAGE_COST + sum([len(frame.data) for frame in mine.tail])
+            while names and size < HOLD_BYTES:
+                mine = self._mine.get(names.popleft())
+                if mine is not None and mine.tail:
+                    rows.add_run(db, mine.tail, mine.used_at)
+                    size += _PAGE_COST + sum([len(frame.data) for frame in mine.tail])
+                    found.append(mine)
         for mine in found:
             mine.tail = []
+        self._written += size
+
+    def _drop_log(self, replica: int | None, n: int, most: int) -> bool:
+        """Deletes rows up to n of the log, whose records are in runs. Whether there may be more."""
+        part = "SELECT seq FROM log WHERE owner = ? AND n <= ? ORDER BY seq LIMIT ?"
+        dropped = self._slow_db().execute(f"DELETE FROM log WHERE seq IN ({part})", (replica, n, most))  # noqa: S608
+        return dropped.rowcount == most
 
     def _checkpoint(self) -> None:
         try:

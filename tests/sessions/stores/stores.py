@@ -3,6 +3,7 @@ time pass. A new store is tested by one more line in FACTORIES."""
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -10,7 +11,9 @@ from pathlib import Path
 
 from service.sessions.stores.memory import MemoryStore, Shelf
 from service.sessions.stores.protocol import Entry, Image, Opening, Saved, Store
+from service.sessions.stores.redis import RedisStore
 from service.sessions.stores.sqlite import SqliteStore
+from tests.sessions.stores.redis_servers import serving
 
 
 class Clock:
@@ -79,6 +82,30 @@ async def memory(path: Path) -> AsyncIterator[Cluster]:
     yield MemoryCluster()
 
 
+class RedisCluster(Cluster):
+    """Its time is the server's own, so leases are short."""
+
+    patient = False
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.lease_s = 0.4
+        self._url = url
+
+    def make(self, model: str) -> Store:
+        # A busy machine may not answer in half of so short a lease
+        return RedisStore(self._url, model, lease_s=self.lease_s, timeout_s=10.0)
+
+    async def wait(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+@asynccontextmanager
+async def redis(path: Path) -> AsyncIterator[Cluster]:
+    async with serving(path / "redis", "--appendonly", "yes", "--appendfsync", "always") as server:
+        yield RedisCluster(server.url)
+
+
 class SqliteCluster(Cluster):
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -114,6 +141,7 @@ async def sqlite_flushing(path: Path) -> AsyncIterator[Cluster]:
 
 FACTORIES: dict[str, Callable[[Path], AbstractAsyncContextManager[Cluster]]] = {
     "memory": memory,
+    "redis": redis,
     "sqlite": sqlite,
     "sqlite, flushing": sqlite_flushing,
 }
