@@ -130,7 +130,7 @@ class Plain:
         leaving = [replica for replica in self._replicas if replica is not kept and replica.wanted]
         kept.wanted = True
         self._start(kept)
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(Failed):
             await self._ready(kept)
         for replica in leaving:
             replica.wanted = False
