@@ -24,7 +24,11 @@ CONNECT_S, RELEASE_S, ANSWER_S = 0.5, 2.0, 60.0
 
 
 class PeerAway(Exception):
-    """The replica did not answer; whether it did what was asked is not known."""
+    """The replica did not answer. sent: whether it may have done what was asked."""
+
+    def __init__(self, detail: str, *, sent: bool) -> None:
+        super().__init__(detail)
+        self.sent = sent
 
 
 class Peers:
@@ -56,8 +60,8 @@ class Peers:
         headers = [(b"content-type", b"application/json")]
         return await self._ask(address, "POST", f"/v1/models/{self._model}{path}", body, headers)
 
-    async def release(self, address: str, session_id: str) -> bool:
-        """Asks a replica to let go of a session; whether it did."""
+    async def release(self, address: str, session_id: str) -> bool | None:
+        """Asks a replica to let go of a session: whether it did; None if it did not say."""
         body = json.dumps({"session_id": session_id}).encode()
         try:
             answer = await self._client.post(
@@ -68,8 +72,8 @@ class Peers:
             )
         except httpx.HTTPError as error:
             log.info("the replica at %s did not hand over: %r", address, error)
-            return False
-        return answer.status_code == httpx.codes.OK and answer.json() is True
+            return None
+        return answer.json() is True if answer.status_code == httpx.codes.OK else None
 
     async def _ask(
         self, address: str, method: str, path: str, body: bytes, headers: list[tuple[bytes, bytes]]
@@ -78,7 +82,8 @@ class Peers:
         try:
             answer = await self._client.request(method, address + path, content=body, headers=headers)
         except httpx.HTTPError as error:
-            raise PeerAway(f"the replica at {address} did not answer: {error!r}") from error
+            sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+            raise PeerAway(f"the replica at {address} did not answer: {error!r}", sent=sent) from error
         self.passed_on += 1
         kept = tuple(
             (name.encode(), answer.headers[name].encode())

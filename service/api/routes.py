@@ -24,7 +24,7 @@ from service.api.schemas import (
     OpenBody,
     RewindBody,
 )
-from service.errors import CellstateError, Elsewhere, InvalidValue, NotFound, Unavailable
+from service.errors import CellstateError, Elsewhere, InvalidValue, Moving, NotFound, Unavailable
 from service.sessions.custody import insisting
 from service.sessions.inputs import Steps
 from service.sessions.replies import PLAIN, Reply, StepCommand
@@ -188,21 +188,36 @@ async def _pass_on(
     try:
         answer = await endpoint.peers.post(address, "/steps", body)
         found = json.loads(answer.body)["results"] if answer.status == HTTPStatus.OK else None
-    except (PeerAway, ValueError, KeyError):
-        found = None
-    if found is not None and len(found) == len(places):
+        sent = False
+    except PeerAway as away:
+        found, sent = None, away.sent
+    if found is not None:
         for place, one in zip(places, found, strict=True):
             results[place] = dumps(one).encode()
         return
+    futures: list[asyncio.Future[Reply] | CellstateError] = []
     for place in places:
         command = commands[place]
         assert command is not None  # noqa: S101  it was elsewhere, so it was one
         try:
+            if sent and command.step is None:
+                raise unanswered()
             with insisting():
-                reply = await endpoint.manager.step(command)
-            results[place] = await endpoint.answer(reply)
+                futures.append(endpoint.manager.step(command))
+        except CellstateError as error:
+            futures.append(error)
+    for place, future in zip(places, futures, strict=True):
+        try:
+            if isinstance(future, CellstateError):
+                raise future
+            results[place] = await endpoint.answer(await future)
         except CellstateError as error:
             results[place] = _error(error)
+
+
+def unanswered() -> Moving:
+    """A request that another replica did not answer, and that must not be repeated: it may step twice."""
+    return Moving("the replica that owns the session did not answer; it may have executed the request")
 
 
 def _error(error: CellstateError) -> bytes:

@@ -28,6 +28,7 @@ class Lease:
         self._loop = asyncio.get_running_loop()
         self._until = float("-inf")
         self._renewing: asyncio.Task[None] | None = None
+        self.joined = 0  # how often; a session that was claimed before the newest time is not this replica's
 
     @property
     def holds(self) -> bool:
@@ -42,6 +43,7 @@ class Lease:
     async def _join(self, address: str) -> None:
         asked = self._loop.time()
         await self._store.join(address)
+        self.joined += 1
         self._until = asked + self._store.lease_s
 
     async def _renew(self, address: str) -> None:
@@ -63,8 +65,8 @@ class Lease:
                 log.warning("the lease ran out and another replica took over; joining again")
                 self._until, joined, wait = float("-inf"), False, 0.0
                 self._on_lost()
-            except StoreError as error:
-                log.warning("the lease could not be renewed: %s", error)
+            except Exception as error:  # noqa: BLE001  a replica that gives up renewing is of no use any more
+                log.warning("the lease could not be renewed: %s: %s", type(error).__name__, error)
                 wait = AGAIN
 
     def lost(self) -> None:

@@ -17,7 +17,7 @@ from functools import partial
 
 from model.bundle import Bundle
 from service.engine.engine import Engine
-from service.engine.jobs import DONE, Job, Place
+from service.engine.jobs import COMMITTED, DONE, Job, Place
 from service.errors import (
     CellstateError,
     Elsewhere,
@@ -26,7 +26,7 @@ from service.errors import (
     SessionExists,
     SessionNotFound,
 )
-from service.sessions.custody import INSIST, Custody, Release, States, Upkeep, pack, told
+from service.sessions.custody import INSIST, TOGETHER, Custody, Release, States, Upkeep, pack, told
 from service.sessions.lease import Lease
 from service.sessions.manager import Finished, SessionManager
 from service.sessions.record import encode
@@ -35,7 +35,17 @@ from service.sessions.replies import Reply
 from service.sessions.session import Session, Ticket
 from service.sessions.snapshot import Snapshot
 from service.sessions.store import MemoryStore, failure_of
-from service.sessions.stores.protocol import Ending, Entry, Fenced, Opening, Saved, Stale, Store, StoreFault
+from service.sessions.stores.protocol import (
+    Ending,
+    Entry,
+    Fenced,
+    Opening,
+    Saved,
+    Stale,
+    Store,
+    StoreAway,
+    StoreFault,
+)
 from service.sessions.window import ReplayWindow
 
 log = logging.getLogger("cellstate")
@@ -80,13 +90,15 @@ class SharedManager(SessionManager):
 
     async def leave(self) -> None:
         """Releases every session, for whoever is asked for it next. After `drain`."""
-        mine = [session for session in self._register if session.at_rest]
-        try:
-            await self.custody.let_go(mine)
-        except Exception as error:  # noqa: BLE001  they come back when the lease has run out
-            log.warning("sessions were not released: %s", error)
-        else:
-            self.counters.released += len(mine)
+        mine = [session for session in self._register if session.at_rest and self.custody.may_go(session)]
+        for n in range(0, len(mine), TOGETHER):
+            some = mine[n : n + TOGETHER]
+            try:
+                await self.custody.let_go(some)
+            except Exception as error:  # noqa: BLE001  they come back when the lease has run out
+                log.warning("%d sessions were not released: %s", len(some), error)
+            else:
+                self.counters.released += len(some)
 
     async def stop(self) -> None:
         """Ends the work with the store. After `close`."""
@@ -120,6 +132,10 @@ class SharedManager(SessionManager):
         return session
 
     async def find(self, session_id: str) -> Session:
+        self._check_accepting()
+        session = self._register.get(session_id)
+        if session is not None and session.at_rest and session.epoch >= 0:
+            return session  # to read facts does not put off the session's end
         return await self._act(session_id, _itself)
 
     def end(self, session_id: str) -> asyncio.Future[None]:
@@ -181,16 +197,16 @@ class SharedManager(SessionManager):
     # To and from other replicas
 
     def hand_over(self, session_id: str) -> asyncio.Future[bool]:
-        """Lets go of a session for another replica, after the requests before this; False if it is not here,
-        or is in memory alone and would lose what a retry is answered from."""
-        session = self._register.get(session_id)
-        if session is None or session.durability == "none":
-            future = self._loop.create_future()
-            future.set_result(False)
-            return future
+        """Lets go of a session for another replica, after the requests before this one. False if it is in
+        memory alone and would lose what a retry is answered from; those of it are passed on."""
+        self._check_accepting()
+        if self._register.get(session_id) is None:
+            return self._loop.create_task(self.custody.disown(session_id))
         return self._act(session_id, self._hand_over)
 
     async def _hand_over(self, session: Session) -> bool:
+        if session.durability == "none":
+            return False
         await self.custody.let_go([session])
         self.counters.released += 1
         self._unload(session)
@@ -215,15 +231,19 @@ class SharedManager(SessionManager):
     ) -> Session:
         """A session that is claimed and restored; its requests wait. by_step: one that expired or was lost is
         not opened again. Raises NoCapacity."""
+        self._check_queue()  # now: one that nobody waits for must not be opened
         session = self._register.arrive(session_id)
         session.current = Ticket(self._loop.create_future(), busy=True)
         self._begin(self._bring(session, opening, pull, by_step))
         return session
 
     async def _bring(self, session: Session, opening: Opening | None, pull: bool, by_step: bool) -> None:
+        joined = self.custody.lease.joined
         try:
             image = await self.custody.claim(session.id, opening, pull, INSIST.get(), by_step)
             await self.custody.restore(session, image)
+            if joined != self.custody.lease.joined:
+                raise Fenced("the lease was lost while the session came")
         except Exception as error:  # noqa: BLE001  those who wait are told, whatever it is
             session.current = None
             self._unload(session, told(error), opened=opening is not None)
@@ -255,16 +275,35 @@ class SharedManager(SessionManager):
 
     def _on_run(self, job: Job) -> None:
         future = self._runs.pop(job)
-        if job.phase is not DONE:
-            future.set_exception(EngineFailure(str(job.error), retry_after_s=1))
+        if job.phase is DONE:
+            self.engine.commit(job)
+        if future.done():  # nobody waits any more: this replica is stopping
             return
-        self.engine.commit(job)
-        if not future.done():
+        if job.phase is COMMITTED:
             future.set_result(None)
+        else:
+            future.set_exception(EngineFailure(str(job.error), retry_after_s=1))
+
+    def _failed(self, session: Session, ticket: Ticket, error: Exception) -> None:
+        self._finish(ticket, error=told(error))
+        if isinstance(error, Fenced):
+            self.custody.lease.lost()
+        # Where the store has it now is not known; what is in memory alone is where it was
+        unknown = isinstance(error, StoreAway) and session.durability != "none"
+        if unknown or isinstance(error, Stale | Fenced):
+            self.counters.dropped[type(error).__name__] += 1
+            self._unload(session)
 
     # How: commits
 
+    def _advance(self, session: Session) -> None:
+        super()._advance(session)
+        if session.epoch < 0 and session.at_rest and session in self._register:
+            self._register.drop(session)
+
     def _take_up(self, session: Session, ticket: Ticket) -> None:
+        if session.epoch < 0:
+            raise _fenced()
         command = ticket.command
         if self._unsafe.window and command is not None and (command.step or 0) < session.next_step:
             ticket.command = replace(command, step=None)
@@ -302,7 +341,7 @@ class SharedManager(SessionManager):
             if not holds or session.epoch < 0:
                 self.engine.abort(job)
                 session.current = None
-                self._finish(ticket, error=Moving("the lease ran out during the step", retry_after_s=0))
+                self._finish(ticket, error=_fenced())
                 if session.epoch < 0:
                     self._unload(session)
                 else:
@@ -357,12 +396,11 @@ class SharedManager(SessionManager):
                 self._unload(session)
 
     def _on_lost(self) -> None:
-        """Another replica has taken over: what is at rest here is dropped; what moves finds out by itself."""
+        """Another replica has taken over: what is at rest here is dropped, all else when it comes to rest."""
         for session in list(self._register):
+            session.epoch = -1
             if session.at_rest:
                 self._register.drop(session)
-            elif session.durability == "none":
-                session.epoch = -1
 
     def _on_expired(self, session: Session) -> None:
         self.custody.in_background(self.custody.end(session, Ending.EXPIRED))
@@ -371,6 +409,10 @@ class SharedManager(SessionManager):
         super().close()
         for future in self._runs.values():
             future.cancel()
+
+
+def _fenced() -> Moving:
+    return Moving("the lease ran out during the request; come back", retry_after_s=0)
 
 
 def _itself(session: Session) -> Session:
