@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -257,8 +258,8 @@ class Stream:
     by itself whenever it breaks.
 
     `step` sends and waits for the reply. `send` and `receive` apart send ahead, `ahead` steps at most: then
-    `send` waits for replies first. If a message is refused for good, `receive` raises that, and what was sent
-    behind it was not executed. Receive all replies before the end: those that are left are not counted in the
+    `send` waits for replies first. If a message is refused for good, that is raised by whichever hears of it,
+    and what was sent behind it was not executed. Receive all replies before the end: those that are left are not counted in the
     session's `next_step`, and their steps may have been executed.
     """
 
@@ -350,7 +351,8 @@ class Stream:
             return transport.refusal(error.response)
         except (OSError, EOFError, WebSocketException) as error:
             return transport.no_stream(error)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # else a write to a peer that is no more could take minutes
+        # Else a write to a peer that is no more could take minutes. It may have closed the socket already
+        with contextlib.suppress(OSError, AttributeError):
             self._socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, WRITE_MS)
         return None
 

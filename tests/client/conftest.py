@@ -27,8 +27,9 @@ def proxy(served: Served) -> Iterator[Faulty]:
         yield proxy
 
 
-@pytest.fixture(autouse=True)
-def _no_plan(proxy: Faulty) -> Iterator[None]:
+@pytest.fixture
+def no_plan(proxy: Faulty) -> Iterator[None]:
+    """What a test did not use of its plan of faults is not the next one's."""
     yield
     proxy.plan.clear()
 
