@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.client import ClientError, DeadlineExceeded, InvalidValue, NotFound, Reply
-from service.client.bulk import MOST, Item, bulk
+from service.client.bulk import Item, bulk
 from service.client.calls import SessionCalls
 from service.client.effects import Exchange, Response
 from service.client.errors import Fault
@@ -76,10 +76,11 @@ def test_what_fails_as_a_whole_is_raised(answer: object, kind: type[ClientError]
         driver.run(bulk(driver.model, items(sessions(driver, 2))), [answer])
 
 
-def test_too_many_for_one_request_go_in_several() -> None:
+def test_too_many_for_one_request_go_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.client.bulk.MOST", 5)
     driver = Driver()
-    each = sessions(driver, MOST + 1)
+    each = sessions(driver, 6)
     replies = [reply(session_id=session.id) for session in each]
-    done = driver.run(bulk(driver.model, items(each)), [results(*replies[:MOST]), results(replies[MOST])])
-    assert [len(request) for request in asked(driver)] == [MOST, 1]
+    done = driver.run(bulk(driver.model, items(each)), [results(*replies[:5]), results(replies[5])])
+    assert [len(request) for request in asked(driver)] == [5, 1]
     assert all(isinstance(one, Reply) for one in done)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from service.client import (
     SessionExists,
     SessionNotFound,
     StepConflict,
+    Stream,
     TooLarge,
 )
 from service.client.streaming import StreamCalls
@@ -229,14 +231,18 @@ def test_a_message_that_is_too_big_is_found_out(client: Client) -> None:
     session = client.model(SERIES).session(next(ids))
     with session.stream(ahead=100_000) as stream:
         with pytest.raises(TooLarge):  # from sending or receiving, whichever hears of it
-            for inputs in (ROW, [ROW] * 10_000, ROW):
-                stream.send(inputs)
-            for _ in range(2):
-                stream.receive()
+            _send_and_receive(stream, [ROW, [ROW] * 10_000, ROW])
         assert session.next_step == 1
         for _ in range(stream.outstanding):
             assert stream.receive().step == 0
         assert stream.step(ROW).step == session.next_step - 1 == 1
+
+
+def _send_and_receive(stream: Stream, each: list[Any]) -> None:
+    for inputs in each:
+        stream.send(inputs)
+    for _ in each:
+        stream.receive()
 
 
 def test_a_session_that_ended_under_its_stream(client: Client) -> None:
