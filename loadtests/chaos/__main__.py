@@ -26,7 +26,7 @@ from loadtests.chaos.clients import Clients, Findings
 from loadtests.chaos.cluster import Cluster
 from loadtests.chaos.plain import Plain
 from loadtests.chaos.proxy import Odds, Proxy
-from loadtests.chaos.subject import MODEL, Failed, Fault, Subject
+from loadtests.chaos.subject import MODEL, PAUSE, Failed, Fault, Subject
 from model.bundle import Bundle
 from service import processes
 
@@ -120,7 +120,7 @@ async def run(args: argparse.Namespace, store: str, directory: Path, bundle: Bun
     # A third goes by the proxy alone; a third by a door and the direct addresses; a third by a door.
     ways = [(url, False), (subject.doors[0], True), (url, True)]
     clients = Clients(ways, bundle, args.seed, args.rate, 5.0 if unsafe else 60.0)
-    chaos = Chaos(args.every_s, rng, [everything(subject)] if args.kill_all else subject.faults)
+    chaos = Chaos(args.every_s, rng, chosen(args, subject))
     try:
         await clients.open(args.sessions)
         running = asyncio.create_task(clients.run())
@@ -138,6 +138,15 @@ async def run(args: argparse.Namespace, store: str, directory: Path, bundle: Bun
         await subject.kill()
     show(store, found, clients, proxy, chaos.struck)
     return found
+
+
+def chosen(args: argparse.Namespace, subject: Subject) -> Sequence[Fault]:
+    """The faults to draw from."""
+    if args.kill_all:
+        return [everything(subject)]
+    if args.without == "fence":  # only one that goes on after its lease is stopped by it
+        return [fault for fault in subject.faults if fault.kind == PAUSE]
+    return subject.faults
 
 
 def everything(subject: Subject) -> Fault:

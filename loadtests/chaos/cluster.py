@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loadtests.chaos import tree
 from loadtests.chaos.redis_server import RedisServer
-from loadtests.chaos.subject import MODEL, START_S, Failed, Fault, free_port, spawn, wait_ready
+from loadtests.chaos.subject import MODEL, PAUSE, START_S, Failed, Fault, free_port, spawn, wait_ready
 from service import launch
 from service.settings import Settings
 
@@ -69,7 +69,7 @@ class Cluster:
     def faults(self) -> Sequence[Fault]:
         return [
             Fault("kill -9 a replica", 4, self._kill_replica),
-            Fault("stop a replica past its lease", 3, self._pause_replica),
+            Fault(PAUSE, 3, self._pause_replica),
             Fault("kill -9 HAProxy", 2, self._kill_door),
             Fault("kill -9 a Ray node", 2, self._kill_node),
             Fault("scale", 1, self._scale),

@@ -22,6 +22,7 @@ from service import processes
 #: A service has this long to start, on a busy machine.
 START_S = 120.0
 MODEL = "chaos"
+PAUSE = "stop a replica past its lease"
 
 
 class Failed(Exception):
