@@ -255,13 +255,14 @@ class SharedManager(SessionManager):
         self._advance(session)
 
     def _unload(self, session: Session, error: CellstateError | None = None, *, opened: bool = False) -> None:
-        """The copy of a session that is here ends. Those who wait are told the error; without one, or if
-        theirs is a step 0 that an absent session was not asked to be opened for, they ask again."""
+        """The copy of a session that is here ends. Those who wait are told the error; without one, or from a
+        step 0 on that an absent session was not asked to be opened for, they ask again."""
         waiting, session.waiting = session.waiting or [], None
         self._register.drop(session)
+        again = error is None
         for ticket in waiting:
             opens = ticket.command is not None and ticket.command.step == 0
-            again = error is None or (isinstance(error, SessionNotFound) and opens and not opened)
+            again = again or (isinstance(error, SessionNotFound) and opens and not opened)
             if again and not self.draining:
                 self._reroute(ticket, session.id)
             else:
