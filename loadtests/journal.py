@@ -1,7 +1,7 @@
 """What the SQLite store costs: commits of 1 to 256 records, bytes written a step, and taking over what a dead
 replica left.
 
-    python -m loadtests.journal [--directory DIR] [--seconds S]
+    python -m loadtests.journal [--directory DIR] [--seconds S] [--redis URL]
 
 Steps: one record of 150 bytes each, about one step of a small model with its reply. `written` is what this
 process gave to the kernel to write, for the log, its later move to the runs and the checkpoints together;
@@ -13,11 +13,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import secrets
 import tempfile
 import time
 from pathlib import Path
 
-from service.sessions.stores.protocol import Entry, Image, Opening
+from service.sessions.stores.protocol import Ending, Entry, Image, Opening
+from service.sessions.stores.redis import RedisStore
+from service.sessions.stores.redis_wire import shown
 from service.sessions.stores.sqlite import SqliteStore
 
 RECORD = os.urandom(150)
@@ -109,6 +112,40 @@ async def main(directory: str | None, seconds: float) -> None:
         await take_over(Path(folder, "taken.db"), 1000, 200)
 
 
+async def measure_redis(url: str, records: int, seconds: float) -> None:
+    store = RedisStore(url, f"bench-{secrets.token_hex(4)}")
+    await store.join("http://bench")
+    names = [f"session-{i}" for i in range(records)]
+    images = [image for name in names if isinstance(image := await store.claim(name, OPENING, 0), Image)]
+    costs, step, used = [], 0, time.process_time()
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        entries = [Entry(i.session_id, i.epoch, step, step + 1, RECORD) for i in images]
+        start = time.perf_counter()
+        pending = store.commit(entries)
+        if pending is not None:
+            await pending
+        costs.append(time.perf_counter() - start)
+        step += 1
+    used = (time.process_time() - used) / step * 1e6
+    for image in images:
+        await store.end(image.session_id, image.epoch, Ending.CLOSED)
+    await store.leave()
+    await store.close()
+    costs.sort()
+    middle, late = costs[len(costs) // 2] * 1e6, costs[int(len(costs) * 0.999)] * 1e6
+    print(f"{records:8} {step:8} {middle:10.1f} {late:10.0f} {middle / records:10.2f} {used:10.0f}")
+
+
+async def redis_table(url: str, seconds: float) -> None:
+    print(f"\n{shown(url)}; the last column is this process's own time")
+    print(
+        f"{'records':>8} {'commits':>8} {'us/commit':>10} {'us p99.9':>10} {'us/record':>10} {'us here':>10}"
+    )
+    for records in (1, 16, 64, 256):
+        await measure_redis(url, records, seconds)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -117,5 +154,10 @@ if __name__ == "__main__":
         "--directory", help="where the files are made; default: the system's for temporary files"
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="of each row (default: 2)")
+    parser.add_argument(
+        "--redis", metavar="URL", help="of a server with appendonly yes: a second table, of it"
+    )
     arguments = parser.parse_args()
     asyncio.run(main(arguments.directory, arguments.seconds))
+    if arguments.redis:
+        asyncio.run(redis_table(arguments.redis, arguments.seconds))

@@ -189,7 +189,9 @@ def make_endpoint(settings: Settings, bundle: Bundle, device: torch.device) -> M
     )
     if settings.store == "memory:":
         return ModelEndpoint(bundle, SessionManager(bundle, engine, MemoryStore(), limits), settings)
-    store = open_store(settings.store, bundle.name, settings.lease_s, fence=settings.unsafe != "fence")
+    store = open_store(
+        settings.store_address, bundle.name, settings.lease_s, fence=settings.unsafe != "fence"
+    )
     peers = Peers(bundle.name, lambda: store.secret)
     upkeep = Upkeep(settings.replay_window, settings.history, settings.upgrade)
     unsafe = Unsafe(fence=settings.unsafe == "fence", window=settings.unsafe == "window")

@@ -11,8 +11,8 @@ from service.client import AsyncClient, Client, Retries
 from tests.api.serving import Served, save_bundles, serving
 from tests.client.faulty import Faulty, faulty
 
-#: Delays of milliseconds, and silence for a fifth of a second is silence for good
-QUICK = Retries(attempt_timeout_s=0.2, first_delay_s=0.001, max_delay_s=0.004)
+#: Delays of milliseconds, and silence for 0.4 seconds is silence for good
+QUICK = Retries(attempt_timeout_s=0.4, first_delay_s=0.001, max_delay_s=0.004)
 
 
 @pytest.fixture(scope="package")
@@ -27,8 +27,9 @@ def proxy(served: Served) -> Iterator[Faulty]:
         yield proxy
 
 
-@pytest.fixture(autouse=True)
-def _no_plan(proxy: Faulty) -> Iterator[None]:
+@pytest.fixture
+def no_plan(proxy: Faulty) -> Iterator[None]:
+    """What a test did not use of its plan of faults is not the next one's."""
     yield
     proxy.plan.clear()
 

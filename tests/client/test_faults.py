@@ -15,14 +15,15 @@ from service.client import AsyncClient, Client, Reply
 from tests.api.serving import SERIES
 from tests.client.faulty import Break, Fault, Faulty, StreamFault
 
+pytestmark = pytest.mark.usefixtures("no_plan")
 STEPS = 12
 ROWS = [[10 + n % 3, 0.5 - 0.05 * (n % 4)] for n in range(STEPS)]
 ids = (f"faults-{n}" for n in itertools.count())
 
 property_test = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-#: Silence takes a fifth of a second, so it has tests of its own
+#: Silence takes 0.4 seconds, so it has tests of its own
 LOUD = [fault for fault in Fault if not fault.name.startswith("SILENT")]
 faults = st.lists(st.none() | st.sampled_from(LOUD), max_size=3 * STEPS)
 breaks = st.builds(

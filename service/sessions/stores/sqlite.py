@@ -9,10 +9,10 @@ Behind that the owner *flushes*: it writes the records, which it still has in me
 each session, and then deletes them from the log. Whoever fences a dead owner does the same from its log. A
 record may be in both for a while: a step that is in a run already is passed over.
 
-Commits are tried on the event loop's thread, in 15 to 100 µs. If the file is locked, or this store's one
-worker thread is in a transaction, or a loss of power is to be survived (which waits for the disk), the worker
-does it. `_lock` keeps the two apart: who holds it may use `_mine` and the connections; the loop never waits
-for it. Checkpoints have a thread of their own.
+Commits are tried on the event loop's thread: 15 µs for one record, 150 for 64. If the file is locked, or this
+store's one worker thread is in a transaction, or a loss of power is to be survived (which waits for the
+disk), the worker does it. `_lock` keeps the two apart: who holds it may use `_mine` and the connections; the
+loop never waits for it. Checkpoints have a thread of their own.
 
 Leases are by the clock that all processes of a machine share, which stops at no suspend and is set by nobody;
 a lease from before the machine's last start has run out. Idle times and endings are by the wall clock.
@@ -60,14 +60,13 @@ from service.sessions.stores.protocol import (
 )
 from service.sessions.stores.sqlite_file import (
     PATIENCE_S,
-    boot_clock,
-    boot_id,
     connect,
     fault_of,
     is_busy,
     open_file,
     transaction,
 )
+from service.sessions.stores.sqlite_leases import Leases, boot_clock
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -100,7 +99,10 @@ class _Mine:
 
 
 class SqliteStore:
-    """One replica's view of the file. clock: seconds of this machine, the same for all its processes."""
+    """One replica's view of the file. clock: seconds of this machine, the same for all its processes.
+
+    Long, for one lock guards all of it; what needs no more than a connection is in sqlite_rows.
+    """
 
     def __init__(
         self,
@@ -118,7 +120,7 @@ class SqliteStore:
         self.lease_s = lease_s
         self.secret = ""
         self._path, self._model_name, self._flush_bytes = path, model, flush_bytes
-        self._clock, self._wall, self._boot = clock, wall, boot_id()
+        self._clock, self._wall, self._leases = clock, wall, Leases(clock)
         self._model = 0
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -154,10 +156,7 @@ class SqliteStore:
             db.execute("INSERT OR IGNORE INTO model (name) VALUES (?)", (self._model_name,))
             (model,) = db.execute("SELECT id FROM model WHERE name = ?", (self._model_name,)).fetchone()
             (secret,) = db.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()
-            made = db.execute(
-                "INSERT INTO replica (model, address, boot, until, lease_s) VALUES (?, ?, ?, ?, ?)",
-                (model, address, self._boot, self._clock() + self.lease_s, self.lease_s),
-            ).lastrowid
+            made = self._leases.grant(db, model, address, self.lease_s)
         self._id, self._former, self._model, self.secret = made, None, model, secret
         self._n = self._fresh = self._flushed = 0
         self._mine = {}
@@ -166,10 +165,7 @@ class SqliteStore:
         until = self._clock() + self.lease_s
 
         def renew() -> None:
-            found = self._slow_db().execute(
-                "UPDATE replica SET until = ? WHERE id = ? AND NOT fenced", (until, self._id)
-            )
-            if found.rowcount == 0:
+            if not self._leases.renew(self._slow_db(), self._id, until):
                 self._fall()
 
         await self._work(renew)
@@ -182,21 +178,6 @@ class SqliteStore:
             with transaction(self._slow_db()):
                 rows.fence(self._slow_db(), self._id)
             self._id, self._mine = None, {}
-
-    def _holds(self, replica: int) -> tuple[str, float, bool]:
-        """A replica's address, for how long its lease holds, and whether it is fenced."""
-        found = (
-            self._slow_db()
-            .execute("SELECT address, boot, until, lease_s, fenced FROM replica WHERE id = ?", (replica,))
-            .fetchone()
-        )
-        if found is None:
-            return "", 0.0, True
-        address, boot, until, lease_s, fenced = found
-        left = until - self._clock()
-        if fenced or boot != self._boot or left > 2 * lease_s:  # of another boot, where they can't be told
-            left = 0.0
-        return address, left, bool(fenced)
 
     # Claims
 
@@ -212,30 +193,28 @@ class SqliteStore:
                 raise StoreFault(f"this store can't promise {opening.durability!r}, only {self.durabilities}")
             row = rows.find(db, self._model, session_id)
             if row is not None and row.owner is not None and row.owner != self._id:
-                address, left, fenced = self._holds(row.owner)
-                if left > 0:
-                    return Elsewhere(address, max(now - row.held_at, 0.0), left)
-                if not fenced:
+                lease = self._leases.of(db, row.owner)
+                if lease.left_s > 0:
+                    return Elsewhere(lease.address, max(now - row.held_at, 0.0), lease.left_s)
+                if not lease.fenced:
                     rows.fence(db, row.owner)
                     row = rows.find(db, self._model, session_id)
             if row is not None and row.owner != self._id:
-                fate = self._fate(row, wall)
+                fate = rows.fate(row, wall)
                 if fate is not None:
                     rows.forget(db, self._model, row, fate, wall)
                     row = None
             if row is None and opening is None:
-                return Absent(self._ending(db, session_id, wall))
+                return Absent(rows.ending(db, self._model, session_id, wall - REMEMBER_S))
             opened = row is None
             if row is None:
                 assert opening is not None  # noqa: S101
-                row = self._open(db, session_id, opening, wall)
+                row = rows.add(db, self._model, session_id, opening, wall)
             mine = self._mine.get(session_id)
             if row.owner == self._id and mine is not None:
                 rows.add_run(db, mine.tail, mine.used_at)
-                row.next_step, row.used_at = (
-                    max(row.next_step, mine.next_step),
-                    max(row.used_at, mine.used_at),
-                )
+                row.next_step = max(row.next_step, mine.next_step)
+                row.used_at = max(row.used_at, mine.used_at)
             snapshot, records = (None, []) if row.damage else self._load(db, row, window)
             if not row.damage:
                 row.epoch += 1
@@ -271,38 +250,6 @@ class SqliteStore:
             return None, []
         return snapshot, past.since(rows.runs(db, row.id, row.name, first), snapshot, row.next_step, window)
 
-    def _fate(self, row: rows.Row, wall: float) -> Ending | None:
-        """How a session that nobody alive owns has ended already, though nobody noticed yet."""
-        if row.owner is not None and row.durability == "none":
-            return Ending.LOST
-        return Ending.EXPIRED if row.used_at + row.ttl_s < wall else None
-
-    def _ending(self, db: sqlite3.Connection, session_id: str, wall: float) -> Ending | None:
-        found = db.execute(
-            "SELECT ending FROM ended WHERE model = ? AND name = ? AND at >= ?",
-            (self._model, session_id, wall - REMEMBER_S),
-        ).fetchone()
-        return None if found is None else Ending(found[0])
-
-    def _open(self, db: sqlite3.Connection, session_id: str, opening: Opening, wall: float) -> rows.Row:
-        key = (self._model, session_id)
-        ended = db.execute("SELECT epoch FROM ended WHERE model = ? AND name = ?", key).fetchone()
-        db.execute("DELETE FROM ended WHERE model = ? AND name = ?", key)
-        db.execute(
-            "INSERT INTO session (model, name, epoch, owner, after, held_at, used_at, due, opened_at, ttl_s, "
-            "durability, version, digest, next_step) VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(*key, ended[0] if ended else 0, self._id, self._n, wall, wall + opening.ttl_s, wall),
-                *(opening.ttl_s, opening.durability, opening.version, opening.digest, opening.next_step),
-            ),
-        )
-        row = rows.find(db, *key)
-        assert row is not None  # noqa: S101
-        if opening.snapshot is not None:
-            rows.put_snapshot(db, row.id, opening.snapshot)
-        self._mine.pop(session_id, None)
-        return row
-
     # Commits
 
     def commit(self, entries: Sequence[Entry]) -> asyncio.Future[None] | None:
@@ -325,10 +272,9 @@ class SqliteStore:
         deadline, pause = time.monotonic() + PATIENCE_S, 0.0001
         with self._lock:
             try:
-                db = self._db_for("fsync") if sync else self._quick
                 while True:
                     try:
-                        self._commit(db, entries)
+                        self._commit(self._db_for("fsync") if sync else self._quick, entries)
                         return self._tend()
                     except sqlite3.Error as error:
                         if not is_busy(error) or time.monotonic() > deadline:
@@ -506,10 +452,10 @@ class SqliteStore:
         ).fetchall():
             with transaction(db):
                 self._check_fence(db)
-                _, left, fenced = self._holds(replica)
-                if left <= 0 and not fenced:
+                lease = self._leases.of(db, replica)
+                if lease.left_s <= 0 and not lease.fenced:
                     rows.fence(db, replica)
-            if left <= 0:
+            if lease.left_s <= 0:
                 dead.append(replica)
         return dead
 
@@ -526,7 +472,7 @@ class SqliteStore:
             ).fetchall()
             for (session,) in found:
                 row = rows.get(db, session)
-                fate = None if row is None else self._fate(row, wall)
+                fate = None if row is None else rows.fate(row, wall)
                 if row is not None and fate is not None:
                     rows.forget(db, self._model, row, fate, wall)
                     count += 1
@@ -646,8 +592,7 @@ class SqliteStore:
         raise Fenced("the lease ran out and was taken over")
 
     def _check_fence(self, db: sqlite3.Connection) -> None:
-        found = db.execute("SELECT fenced FROM replica WHERE id = ?", (self._id,)).fetchone()
-        if found is None or found[0]:
+        if self._id is None or self._leases.of(db, self._id).fenced:
             self._fall()
 
     def _expect(self, session_id: str, epoch: int) -> _Mine:
