@@ -14,6 +14,7 @@ from collections.abc import Callable
 import httpx
 
 from service.api.messages import Request, Response
+from service.errors import Elsewhere
 
 log = logging.getLogger("cellstate.api")
 
@@ -28,10 +29,11 @@ class PeerAway(Exception):
 
 
 class Peers:
-    """Of one model. secret: what the replicas of the store share."""
+    """Of one model. secret: what the replicas of the store share. newest: the newest version of the model that
+    this replica serves."""
 
-    def __init__(self, model: str, secret: Callable[[], str]) -> None:
-        self._model, self._secret = model, secret
+    def __init__(self, model: str, secret: Callable[[], str], newest: str = "") -> None:
+        self._model, self._secret, self._newest = model, secret, newest
         self.passed_on = 0  # requests
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
@@ -57,8 +59,9 @@ class Peers:
         return await self._ask(address, "POST", f"/v1/models/{self._model}{path}", body, headers)
 
     async def release(self, address: str, session_id: str) -> bool:
-        """Asks a replica to let go of a session; whether it did."""
-        body = json.dumps({"session_id": session_id}).encode()
+        """Asks a replica to let go of a session; whether it did. Raises Elsewhere if it serves a newer
+        version of the model, and keeps the session for it."""
+        body = json.dumps({"session_id": session_id, "newest": self._newest}).encode()
         try:
             answer = await self._client.post(
                 f"{address}/v1/models/{self._model}/handover",
@@ -69,7 +72,11 @@ class Peers:
         except httpx.HTTPError as error:
             log.info("the replica at %s did not hand over: %r", address, error)
             return False
-        return answer.status_code == httpx.codes.OK and answer.json() is True
+        if answer.status_code != httpx.codes.OK:
+            return False
+        if answer.json() is None:
+            raise Elsewhere(address)
+        return answer.json() is True
 
     async def _ask(
         self, address: str, method: str, path: str, body: bytes, headers: list[tuple[bytes, bytes]]

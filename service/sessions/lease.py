@@ -23,7 +23,7 @@ class Lease:
     """Create it on the running loop. `on_lost`: another replica took over what this one owned."""
 
     def __init__(self, store: Store, on_lost: Callable[[], None]) -> None:
-        self._store, self._on_lost = store, on_lost
+        self._store, self._on_lost = store, [on_lost]
         self._loop = asyncio.get_running_loop()
         self._until = float("-inf")
         self._renewing: asyncio.Task[None] | None = None
@@ -32,6 +32,11 @@ class Lease:
     def holds(self) -> bool:
         """Whether nobody else can own this replica's sessions now."""
         return self._loop.time() < self._until
+
+    def share(self, on_lost: Callable[[], None]) -> Lease:
+        """The same, for others who own sessions by it."""
+        self._on_lost.append(on_lost)
+        return self
 
     async def take(self, address: str) -> None:
         """Joins under that address, and renews from now on. Raises StoreError."""
@@ -59,7 +64,8 @@ class Lease:
             except Fenced:
                 log.warning("the lease ran out and another replica took over; joining again")
                 self._until, joined, wait = float("-inf"), False, 0.0
-                self._on_lost()
+                for on_lost in self._on_lost:
+                    on_lost()
             except StoreError as error:
                 log.warning("the lease could not be renewed: %s", error)
                 wait = AGAIN
