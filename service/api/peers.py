@@ -29,8 +29,8 @@ class PeerAway(Exception):
 
 
 class Peers:
-    """Of one model. secret: what the replicas of the store share. newest: the newest version of the model that
-    this replica serves."""
+    """Of one model. secret: what the replicas of the store share. newest: the newest version of the
+    model that this replica serves."""
 
     def __init__(self, model: str, secret: Callable[[], str], newest: str = "") -> None:
         self._model, self._secret, self._newest = model, secret, newest
