@@ -8,13 +8,13 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
-from ray.serve.exceptions import RayServeException
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve.schema import LoggingConfig
 
 from service import listener, metrics_merge, shortcut
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 ROOT, PREFIX = "cellstate", "model-"
 HEARTBEAT_S = 2.0
-ANSWER_S = 30.0
 #: A replica that was silent for this long is gone.
 SILENCE_S = 7.0
+#: Under which the cluster keeps what a model runs with
+_KEPT = b"cellstate:model:"
 RAY_VERSION = ray.__version__
 
 
@@ -85,7 +86,6 @@ class ModelReplica:
     async def __init__(self, settings: Settings, bundles: Sequence[Path], model: str) -> None:  # type: ignore[misc]
         from service.wiring import build  # torch: a second and 200 MB that the root's process can do without
 
-        self._served = Served(settings, tuple(bundles))
         self._application: Application = build(settings, bundles)
         socket = listener.bind(settings.host, direct_port_range(settings))
         self._application.direct_url = listener.url(socket, _direct_host(settings))
@@ -96,14 +96,11 @@ class ModelReplica:
         shortcut.serve(_Whole(self._application, self._prefix))
         replica = serve.get_replica_context().replica_id.unique_id
         entry = Replica(model=model, replica=replica, url=self._application.direct_url)
+        _keep(model, Served(settings, tuple(bundles)))
         self._heartbeat = asyncio.get_running_loop().create_task(_announce(entry))
 
     def __serve_build_asgi_app__(self) -> ASGI:
         return _Whole(self._application, self._prefix)
-
-    async def served(self) -> Served:
-        """What it runs with."""
-        return self._served
 
     async def check_health(self) -> None:
         """Raises when the replica must be replaced. That the loop runs this at all is half of the answer."""
@@ -274,16 +271,18 @@ def disconnect() -> None:
 
 def served(model: str) -> Served:
     """What a model that is deployed runs with. Raises NotServed."""
-    try:
-        return asyncio.run(_ask_served(model))
-    except (RayServeException, TimeoutError) as error:
-        models = [name.removeprefix(PREFIX) for name in serve.status().applications if name != ROOT]
-        raise NotServed(f"no model {model!r} answers; served there: {', '.join(models) or 'none'}") from error
+    names = [name.removeprefix(PREFIX) for name in serve.status().applications if name != ROOT]
+    found = _internal_kv_get(_KEPT + model.encode())
+    if model not in names or found is None:
+        raise NotServed(f"no model {model!r} is served there; there is {', '.join(names) or 'none'}")
+    kept = json.loads(found)
+    return Served(Settings(**kept["settings"]), tuple(map(Path, kept["bundles"])))
 
 
-async def _ask_served(model: str) -> Served:
-    found: Served = await asyncio.wait_for(serve.get_app_handle(_name(model)).served.remote(), ANSWER_S)
-    return found
+def _keep(model: str, served: Served) -> None:
+    # With the cluster, as whoever deploys the next version has neither the settings nor the list of bundles
+    kept = {"settings": asdict(served.settings), "bundles": list(map(str, served.bundles))}
+    _internal_kv_put(_KEPT + model.encode(), json.dumps(kept).encode())
 
 
 def deploy_model(settings: Settings, model: str, bundles: Sequence[Path]) -> None:

@@ -59,7 +59,9 @@ class Settings:
     )
     threads: int = setting(1, "threads of tensor arithmetic in each replica on a CPU", least=1)
     store: str = setting(
-        "memory:", "where sessions are kept: memory:, sqlite:PATH or redis://HOST:PORT/DATABASE"
+        "sqlite:",
+        "where sessions are kept: sqlite:PATH (no path: sessions.db in cellstate's folder below $XDG_STATE_HOME),"
+        " redis://HOST:PORT/DATABASE or memory:",
     )
     durability: str = setting(
         "auto",
@@ -116,10 +118,25 @@ class Settings:
             raise SettingError(f"store: {self.store!r} is not known; there are {', '.join(STORES)}")
         if self.store == "memory:" and self.durability in ("journal", "fsync"):
             raise SettingError(f"durability: memory: keeps nothing; {self.durability} needs another store")
+        if self.address and self.store.startswith("sqlite:"):
+            raise SettingError(
+                "store: sqlite: is for one machine; on a cluster (--address) give a redis:// that all of it"
+                " reaches, or memory: with one replica"
+            )
         if self.replicas > 1 and self.store == "memory:":
             raise SettingError(
                 "replicas: more than 1 needs a store that replicas share; memory: is one replica's own"
             )
+
+    @property
+    def store_address(self) -> str:
+        """The store with its path, which is made if it is the default."""
+        if self.store != "sqlite:":
+            return self.store
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        directory = Path(state) / "cellstate"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return f"sqlite:{directory / 'sessions.db'}"
 
     @property
     def url(self) -> str:

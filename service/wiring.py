@@ -182,11 +182,13 @@ def make_endpoint(settings: Settings, lineage: Lineage, device: torch.device) ->
     engine = make_engine(settings, newest, device)
     if settings.store == "memory:":
         return ModelEndpoint(Versions([SessionManager(newest, engine, MemoryStore(), limits)]), settings)
-    store = open_store(settings.store, newest.name, settings.lease_s, fence=settings.unsafe != "fence")
+    store = open_store(
+        settings.store_address, newest.name, settings.lease_s, fence=settings.unsafe != "fence"
+    )
     peers = Peers(newest.name, lambda: store.secret, newest.version)
     specs = {bundle.digest: bundle.spec for bundle in lineage}
     upkeep = Upkeep(settings.replay_window, settings.history, settings.upgrade, specs)
-    unsafe = Unsafe(window=settings.unsafe == "window")
+    unsafe = Unsafe(fence=settings.unsafe == "fence", window=settings.unsafe == "window")
     first = SharedManager(newest, engine, store, limits, upkeep, peers.release, unsafe=unsafe)
     managers = [first]
     for bundle in older:

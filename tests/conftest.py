@@ -24,6 +24,10 @@ from service.settings import SHIPPED_BUNDLES
 
 START_S = 120.0
 
+# What a test starts without saying where its sessions are kept: nowhere, and never in a user's own file
+os.environ["CELLSTATE_STORE"] = "memory:"
+os.environ["XDG_STATE_HOME"] = "/nonexistent"
+
 
 @dataclass(frozen=True, slots=True)
 class RayService:

@@ -17,14 +17,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from loadtests.bundles import random_bundle
 from loadtests.chaos.clients import Clients, Findings
 from loadtests.chaos.cluster import Cluster
 from loadtests.chaos.plain import Plain
 from loadtests.chaos.proxy import Odds, Proxy
-from loadtests.chaos.subject import MODEL, Failed, Fault, Subject
+from loadtests.chaos.subject import MODEL, PAUSE, Failed, Fault, Subject
 from model.bundle import Bundle
 from service import processes
 
@@ -89,29 +91,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _interruptible(work: asyncio.Future[Findings] | object) -> Findings:
+async def _interruptible(work: Coroutine[Any, Any, Findings]) -> Findings:
     """Ends the work on SIGTERM and SIGHUP as on Ctrl-C."""
-    task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    task = asyncio.create_task(work)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, task.cancel)
-    found: Findings = await task
-    return found
+    return await task
 
 
 async def run(args: argparse.Namespace, store: str, directory: Path, bundle: Bundle) -> Findings:
     """Starts, disturbs, heals, compares."""
     unsafe = args.without or ""
-    make = Plain if args.plain else Cluster
     models = directory.parent / "models"
     subject: Subject = (
         Plain(directory, models, store, args.replicas, args.lease_s, unsafe)
-        if make is Plain
+        if args.plain
         else Cluster(directory, models, args.nodes, args.replicas, args.lease_s, unsafe)
     )
-    print(
-        f"starting {args.replicas} replicas on {store}{'' if args.plain else f' and {args.nodes + 1} Ray nodes'}"
-    )
+    where = store if args.plain else f"{store} and {args.nodes + 1} Ray nodes"
+    print(f"starting {args.replicas} replicas on {where}", flush=True)
     began = time.monotonic()
     await subject.start()
     print(f"ready after {time.monotonic() - began:.1f} s")
@@ -120,8 +119,8 @@ async def run(args: argparse.Namespace, store: str, directory: Path, bundle: Bun
     url = await proxy.start()
     # A third goes by the proxy alone; a third by a door and the direct addresses; a third by a door.
     ways = [(url, False), (subject.doors[0], True), (url, True)]
-    clients = Clients(ways, bundle, args.seed, args.rate)
-    chaos = Chaos(subject, args.every_s, rng, [everything(subject)] if args.kill_all else subject.faults)
+    clients = Clients(ways, bundle, args.seed, args.rate, 5.0 if unsafe else 60.0)
+    chaos = Chaos(args.every_s, rng, chosen(args, subject))
     try:
         await clients.open(args.sessions)
         running = asyncio.create_task(clients.run())
@@ -141,6 +140,15 @@ async def run(args: argparse.Namespace, store: str, directory: Path, bundle: Bun
     return found
 
 
+def chosen(args: argparse.Namespace, subject: Subject) -> Sequence[Fault]:
+    """The faults to draw from."""
+    if args.kill_all:
+        return [everything(subject)]
+    if args.without == "fence":  # only one that goes on after its lease is stopped by it
+        return [fault for fault in subject.faults if fault.kind == PAUSE]
+    return subject.faults
+
+
 def everything(subject: Subject) -> Fault:
     """kill -9 of every process of the service at once, and a new start."""
 
@@ -156,8 +164,8 @@ def everything(subject: Subject) -> Fault:
 class Chaos:
     """One fault after the other, some at the same time, and the log of them."""
 
-    def __init__(self, subject: Subject, every_s: float, rng: random.Random, faults: object) -> None:
-        self._faults: list[Fault] = list(faults)  # type: ignore[call-overload]
+    def __init__(self, every_s: float, rng: random.Random, faults: Sequence[Fault]) -> None:
+        self._faults = faults
         self._every_s, self._rng, self._began = every_s, rng, time.monotonic()
         self.struck: Counter[str] = Counter()
 
@@ -214,9 +222,8 @@ def show(store: str, found: Findings, clients: Clients, proxy: Proxy, struck: Co
     seconds = sorted(clients.seconds) or [0.0]
     p50, p99 = (1e3 * seconds[len(seconds) * part // 100] for part in (50, 99))
     print(f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest stall {seconds[-1]:.1f} s")
-    print(
-        f"steps lost {found.lost}, doubled {found.doubled}, wrong {found.wrong}; sessions broken {found.broken}"
-    )
+    print(f"steps lost {found.lost}, doubled {found.doubled}, wrong {found.wrong}")
+    print(f"sessions that could not go on {found.broken}")
     for example in found.examples:
         print(f"  {example}")
     print(flush=True)

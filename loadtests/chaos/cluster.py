@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loadtests.chaos import tree
 from loadtests.chaos.redis_server import RedisServer
-from loadtests.chaos.subject import MODEL, START_S, Failed, Fault, free_port, spawn, wait_ready
+from loadtests.chaos.subject import MODEL, PAUSE, START_S, Failed, Fault, free_port, spawn, wait_ready
 from service import launch
 from service.settings import Settings
 
@@ -69,7 +69,7 @@ class Cluster:
     def faults(self) -> Sequence[Fault]:
         return [
             Fault("kill -9 a replica", 4, self._kill_replica),
-            Fault("stop a replica past its lease", 3, self._pause_replica),
+            Fault(PAUSE, 3, self._pause_replica),
             Fault("kill -9 HAProxy", 2, self._kill_door),
             Fault("kill -9 a Ray node", 2, self._kill_node),
             Fault("scale", 1, self._scale),
@@ -141,11 +141,11 @@ class Cluster:
                     writer.close()
                     return
 
-    async def _deploy(self, replicas: int) -> None:
+    async def _deploy(self, replicas: int, tries: int = 3) -> None:
         """By the project's own code. The connecting node may be one that dies: it is tried again."""
         settings = json.dumps(asdict(replace(self._settings, replicas=replicas)))
         log = self._directory / "deploy.log"
-        for _ in range(4):
+        for _ in range(tries):
             process = spawn(
                 [sys.executable, "-m", "loadtests.chaos.deploy", settings], log, self._environment
             )
@@ -208,6 +208,9 @@ class Cluster:
 
     async def _scale(self, rng: random.Random) -> str:
         for count in (1, self._settings.replicas + 1):
-            await self._deploy(count)
+            try:
+                await self._deploy(count, tries=1)
+            except Failed:
+                return f"not to {count}: another fault was in the way"
             await asyncio.sleep(rng.uniform(1.0, 4.0))
         return f"to 1, then to {self._settings.replicas + 1}"

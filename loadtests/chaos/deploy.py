@@ -1,4 +1,4 @@
-"""Deploys to the Ray cluster of a chaos run. A process of its own: a driver may die with the node it is on."""
+"""Deploys to the cluster of a chaos run. In a process of its own: a driver may die with the node it is on."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loadtests.chaos import tree
 from loadtests.chaos.redis_server import RedisServer
-from loadtests.chaos.subject import Failed, Fault, free_port, spawn, wait_ready
+from loadtests.chaos.subject import PAUSE, Failed, Fault, free_port, spawn, wait_ready
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Plain:
     def faults(self) -> Sequence[Fault]:
         faults = [
             Fault("kill -9 a replica", 4, self._kill_one),
-            Fault("stop a replica past its lease", 4, self._pause_one),
+            Fault(PAUSE, 4, self._pause_one),
             Fault("scale to 1, then 1 more", 1, self._scale),
         ]
         return [*faults, self._redis.fault(2)] if self._redis else faults
@@ -130,7 +130,7 @@ class Plain:
         leaving = [replica for replica in self._replicas if replica is not kept and replica.wanted]
         kept.wanted = True
         self._start(kept)
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(Failed):
             await self._ready(kept)
         for replica in leaving:
             replica.wanted = False

@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from service import processes
 #: A service has this long to start, on a busy machine.
 START_S = 120.0
 MODEL = "chaos"
+PAUSE = "stop a replica past its lease"
 
 
 class Failed(Exception):
@@ -29,7 +31,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that goes wrong. strike: does it, and says what it did; "" if there was nothing to do it to."""
+    """Something that goes wrong. strike: does it, and says what it did; "": there was nothing to."""
 
     kind: str
     weight: float
@@ -85,11 +87,13 @@ def free_port() -> int:
 
 
 async def wait_ready(url: str, alive: Callable[[], object] = lambda: None) -> None:
-    """Returns when the service takes traffic. alive: raises Failed when it never will."""
-    async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client, asyncio.timeout(START_S):
-        while True:
+    """Returns when the service takes traffic. alive: raises Failed when it never will. Raises Failed."""
+    deadline = time.monotonic() + START_S
+    async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
+        while time.monotonic() < deadline:
             alive()
             with contextlib.suppress(httpx.HTTPError):
                 if (await client.get(f"{url}/readyz")).status_code == httpx.codes.OK:
                     return
             await asyncio.sleep(0.1)
+    raise Failed(f"{url}/readyz was not ready within {START_S:.0f} s")

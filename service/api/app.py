@@ -6,13 +6,14 @@ Written on bare ASGI: a framework's routing would cost as much as a step.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 
 from service.api.messages import ClientGone, Request, Response
 from service.api.peers import PeerAway
 from service.api.problems import TABLE
-from service.api.routes import HANDOVER, ROUTES, STREAM, Handler, Site, hand_over, match
+from service.api.routes import HANDOVER, ROUTES, STREAM, Handler, Site, hand_over, match, unanswered
 from service.api.websocket import Streams
 from service.asgi import Receive, Scope, Send
 from service.errors import CellstateError, Elsewhere, EngineFailure, MethodNotAllowed, NotFound
@@ -64,7 +65,9 @@ class Api:
             raise error
         try:
             return await peers.pass_on(error.address, request)
-        except PeerAway:
+        except PeerAway as away:
+            if away.sent and not await _repeatable(request):
+                raise unanswered() from None
             with insisting():
                 return await handler(self.site, request)
 
@@ -78,6 +81,15 @@ class Api:
             await send({"type": "websocket.close", "code": 4404})
             return
         await self.streams.serve(self.site, model, session_id, scope, receive, send)
+
+
+async def _repeatable(request: Request) -> bool:
+    """Whether a request that was perhaps executed may be sent again: not if it is a step without a number,
+    or a fork without an id."""
+    if request.method != "POST" or request.scope["path"].endswith("/rewind"):
+        return True
+    body = json.loads(await request.body() or b"{}")
+    return body.get("step") is not None or body.get("session_id") is not None
 
 
 def _handler(template: str, method: str) -> Handler:

@@ -6,7 +6,6 @@ import datetime
 from dataclasses import asdict
 from typing import Any
 
-from model.bundle import Bundle
 from service.api.peers import Peers
 from service.api.pieces import read_bulk, read_sequence
 from service.api.render import Renderer, joined

@@ -85,9 +85,9 @@ TAGS: dict[str, str] = {
         f"A WebSocket at `{STREAM}`. Each text frame is a body of `POST {SESSION}/steps`, each answer its"
         ' reply, in order. An error comes as `{"error": problem}` and the socket stays open, unless the'
         " session or the model is gone. After a break, `?resume=n` has the replies from step n on sent again"
-        " first, as far as they are kept. Close codes: 4404 no such model, or an id that can't be one; 4410 the"
-        " session is gone; 1009 a message larger than a body may be; 1012 the service is stopping, come back"
-        ' (the reason is `{"next_step": n}`, if that is known);'
+        " first, as far as they are kept. Close codes: 4404 no such model, or an id that can't be one; 4410"
+        " the session is gone; 1009 a message larger than a body may be; 1012 the service is stopping, come"
+        ' back (the reason is `{"next_step": n}`, if that is known);'
         " 1011 the service failed."
     ),
     "Predictions and models": "What is served, and predictions without a session.",

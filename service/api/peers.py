@@ -14,7 +14,6 @@ from collections.abc import Callable
 import httpx
 
 from service.api.messages import Request, Response
-from service.errors import Elsewhere
 
 log = logging.getLogger("cellstate.api")
 
@@ -25,7 +24,11 @@ CONNECT_S, RELEASE_S, ANSWER_S = 0.5, 2.0, 60.0
 
 
 class PeerAway(Exception):
-    """The replica did not answer; whether it did what was asked is not known."""
+    """The replica did not answer. sent: whether it may have done what was asked."""
+
+    def __init__(self, detail: str, *, sent: bool) -> None:
+        super().__init__(detail)
+        self.sent = sent
 
 
 class Peers:
@@ -58,9 +61,8 @@ class Peers:
         headers = [(b"content-type", b"application/json")]
         return await self._ask(address, "POST", f"/v1/models/{self._model}{path}", body, headers)
 
-    async def release(self, address: str, session_id: str) -> bool:
-        """Asks a replica to let go of a session; whether it did. Raises Elsewhere if it serves a newer
-        version of the model, and keeps the session for it."""
+    async def release(self, address: str, session_id: str) -> bool | None:
+        """Asks a replica to let go of a session: whether it did; None if it did not say."""
         body = json.dumps({"session_id": session_id, "newest": self._newest}).encode()
         try:
             answer = await self._client.post(
@@ -71,12 +73,8 @@ class Peers:
             )
         except httpx.HTTPError as error:
             log.info("the replica at %s did not hand over: %r", address, error)
-            return False
-        if answer.status_code != httpx.codes.OK:
-            return False
-        if answer.json() is None:
-            raise Elsewhere(address)
-        return answer.json() is True
+            return None
+        return answer.json() is True if answer.status_code == httpx.codes.OK else None
 
     async def _ask(
         self, address: str, method: str, path: str, body: bytes, headers: list[tuple[bytes, bytes]]
@@ -85,7 +83,8 @@ class Peers:
         try:
             answer = await self._client.request(method, address + path, content=body, headers=headers)
         except httpx.HTTPError as error:
-            raise PeerAway(f"the replica at {address} did not answer: {error!r}") from error
+            sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+            raise PeerAway(f"the replica at {address} did not answer: {error!r}", sent=sent) from error
         self.passed_on += 1
         kept = tuple(
             (name.encode(), answer.headers[name].encode())

@@ -25,7 +25,7 @@ from service.api.schemas import (
     OpenBody,
     RewindBody,
 )
-from service.errors import CellstateError, Elsewhere, InvalidValue, NotFound, Unavailable
+from service.errors import CellstateError, Elsewhere, InvalidValue, Moving, NotFound, Unavailable
 from service.sessions.custody import insisting
 from service.sessions.inputs import Steps
 from service.sessions.replies import PLAIN, Reply, StepCommand
@@ -125,7 +125,7 @@ async def hand_over(site: Site, request: Request) -> Response:
         raise NotFound(f"there is nothing at {request.scope['path'][:200]!r}; /docs lists what there is")
     body = await request.json(HandoverBody)
     if body.newest is not None and order(body.newest) < order(endpoint.bundle.version):
-        return _json(200, None)  # of what this one has, that replica can't go on with all
+        return _json(200, False)  # of what this one has, that replica can't go on with all
     return _json(200, await endpoint.manager.hand_over(body.session_id))
 
 
@@ -189,22 +189,37 @@ async def _pass_on(
     try:
         answer = await endpoint.peers.post(address, "/steps", body)
         found = json.loads(answer.body)["results"] if answer.status == HTTPStatus.OK else None
-    except (PeerAway, ValueError, KeyError):
-        found = None
-    if found is not None and len(found) == len(places):
+        sent = False
+    except PeerAway as away:
+        found, sent = None, away.sent
+    if found is not None:
         for place, one in zip(places, found, strict=True):
             results[place] = dumps(one).encode()
         return
+    futures: list[asyncio.Future[Reply] | CellstateError] = []
     for place in places:
         command = commands[place]
         if command is None:
             continue  # what it must be is only known there: the client is told to come back
         try:
+            if sent and command.step is None:
+                raise unanswered()
             with insisting():
-                reply = await endpoint.manager.step(command)
-            results[place] = await endpoint.answer(reply)
+                futures.append(endpoint.manager.step(command))
+        except CellstateError as error:
+            futures.append(error)
+    for place, future in zip(places, futures, strict=True):
+        try:
+            if isinstance(future, CellstateError):
+                raise future
+            results[place] = await endpoint.answer(await future)
         except CellstateError as error:
             results[place] = _error(error)
+
+
+def unanswered() -> Moving:
+    """A request that another replica did not answer, and that must not be repeated: it may step twice."""
+    return Moving("the replica that owns the session did not answer; it may have executed the request")
 
 
 def _error(error: CellstateError) -> bytes:

@@ -15,7 +15,7 @@ from service.api.endpoint import ModelEndpoint, check_session_id
 from service.api.peers import PeerAway
 from service.api.problems import TABLE, problem
 from service.api.render import dumps
-from service.api.routes import Site
+from service.api.routes import Site, unanswered
 from service.asgi import Receive, Scope, Send
 from service.errors import (
     BadRequest,
@@ -156,7 +156,9 @@ async def _answer(endpoint: ModelEndpoint, session_id: str, text: bytes) -> str:
             raise
         try:
             answer = await endpoint.peers.post(error.address, f"/sessions/{session_id}/steps", text)
-        except PeerAway:
+        except PeerAway as away:
+            if away.sent and command.step is None:
+                raise unanswered() from None
             with insisting():
                 command = await endpoint.read_step(session_id, text)
                 reply = await endpoint.manager.step(command)

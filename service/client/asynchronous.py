@@ -253,9 +253,12 @@ class AsyncStream:
     by itself whenever it breaks.
 
     `step` sends and waits for the reply. `send` and `receive` apart send ahead, `ahead` steps at most: then
-    `send` waits for replies first. If a message is refused for good, `receive` raises that, and what was sent
-    behind it was not executed. Receive all replies before the end: those that are left are not counted in the
-    session's `next_step`, and their steps may have been executed.
+    `send` waits for replies first. If a message is refused for good, that is raised by whichever hears of it,
+    and what was sent behind it was not executed. Receive all replies before the end: those that are left are
+    not counted in the session's `next_step`, and their steps may have been executed.
+
+    resume: a new socket begins with the replies that the service has to what is sent again. Only for a
+    session that nobody else steps: such replies are not checked against the inputs.
     """
 
     def __init__(self, client: AsyncClient, turn: asyncio.Lock, calls: StreamCalls) -> None:

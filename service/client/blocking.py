@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -257,9 +258,12 @@ class Stream:
     by itself whenever it breaks.
 
     `step` sends and waits for the reply. `send` and `receive` apart send ahead, `ahead` steps at most: then
-    `send` waits for replies first. If a message is refused for good, `receive` raises that, and what was sent
-    behind it was not executed. Receive all replies before the end: those that are left are not counted in the
-    session's `next_step`, and their steps may have been executed.
+    `send` waits for replies first. If a message is refused for good, that is raised by whichever hears of it,
+    and what was sent behind it was not executed. Receive all replies before the end: those that are left are
+    not counted in the session's `next_step`, and their steps may have been executed.
+
+    resume: a new socket begins with the replies that the service has to what is sent again. Only for a
+    session that nobody else steps: such replies are not checked against the inputs.
     """
 
     def __init__(self, client: Client, turn: threading.Lock, calls: StreamCalls) -> None:
@@ -350,7 +354,8 @@ class Stream:
             return transport.refusal(error.response)
         except (OSError, EOFError, WebSocketException) as error:
             return transport.no_stream(error)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # else a write to a peer that is no more could take minutes
+        # Else a write to a peer that is no more could take minutes. It may have closed the socket already
+        with contextlib.suppress(OSError, AttributeError):
             self._socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, WRITE_MS)
         return None
 

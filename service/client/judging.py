@@ -57,13 +57,20 @@ LASTING = {501, 505}
 #: Close codes of what may pass: going away, no close frame, failure, restart, try again, and damaged frames
 CLOSES = {1000, 1001, 1002, 1005, 1006, 1007, 1011, 1012, 1013, 1014, 1015}
 TOO_BIG = 1009
+PROBLEM = "application/problem+json"
 
 
 def judge(response: Response) -> Fault | ClientError | None:
     """None: the response is of success, and its body is to be read."""
     if 200 <= response.status < 300:
         return None
-    return judge_problem(response.status, _problem(response.body), _retry_after(response))
+    try:
+        problem = read_object(response.body)
+    except (ValueError, RecursionError) as error:  # a proxy's page, or nothing
+        if response.headers.get("content-type", "").startswith(PROBLEM):  # it was to be one, and was cut
+            return Fault(f"the answer can't be read: {error}", executed=True, status=response.status)
+        problem = {}
+    return judge_problem(response.status, problem, _retry_after(response))
 
 
 def judge_problem(
@@ -98,13 +105,6 @@ def read_object(body: bytes | str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("not an object")
     return value
-
-
-def _problem(body: bytes) -> dict[str, Any]:
-    try:
-        return read_object(body)
-    except (ValueError, RecursionError):  # a proxy's page, or nothing
-        return {}
 
 
 def _retry_after(response: Response) -> float | None:

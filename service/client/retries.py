@@ -48,6 +48,7 @@ class Tries:
         self._delay = retries.first_delay_s
         self._patience = retries.attempt_timeout_s
         self._last = Fault("there was no time for an attempt", executed=False)
+        self._cut_short = False
         self.attempts = 0
         self.uncertain = False
 
@@ -66,11 +67,13 @@ class Tries:
         left_s = self.left_s
         if left_s <= 0:
             raise self._deadline()
+        self._cut_short = left_s < self._patience
         return min(self._patience, left_s)
 
     def note(self, fault: Fault) -> None:
         """What became of the attempt."""
-        self._last = fault
+        if self.attempts < 2 or not (fault.timed_out and self._cut_short):
+            self._last = fault  # that the deadline came is no reason: the fault before it is
         self.uncertain |= fault.executed
         if fault.timed_out:
             self._patience *= 2

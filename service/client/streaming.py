@@ -188,7 +188,8 @@ class StreamCalls:
                 return
             verdict = judge_problem(int(problem["status"]), problem)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            verdict = Fault(f"a message of the stream can't be read: {error}", executed=True)
+            yield from self._again(Fault(f"a message can't be read: {error}", executed=True), tries)
+            return
         if isinstance(verdict, ClientError):
             raise self._failed(verdict, tries)
         if self._out == 1 and verdict.code != "unavailable":  # this alone was refused, and the socket is good

@@ -69,13 +69,17 @@ def timeouts(timeout_s: float) -> httpx.Timeout:
 def no_response(error: BaseException) -> Fault:
     """What an exception of a request means."""
     executed = not isinstance(error, NOT_SENT)
-    timed_out = isinstance(error, TimeoutError | httpx.ReadTimeout | httpx.WriteTimeout)
+    timed_out = isinstance(error, TimeoutError | httpx.TimeoutException)
     return Fault(_words(error), executed=executed, timed_out=timed_out)
 
 
 def no_stream(error: BaseException) -> Fault:
     """What an exception of a stream's handshake means, other than a response."""
-    return Fault(f"the stream could not be opened: {_words(error)}", executed=False)
+    return Fault(
+        f"the stream could not be opened: {_words(error)}",
+        executed=False,
+        timed_out=isinstance(error, TimeoutError),
+    )
 
 
 def silence(timeout_s: float) -> Fault:

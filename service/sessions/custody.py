@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ from service.sessions.stores.protocol import (
     Opening,
     Rewriting,
     Saved,
+    Stale,
     Store,
     StoreError,
     StoreFault,
@@ -66,6 +68,8 @@ SNAPSHOT_STEPS = 256
 SETTLED_S = 1.0
 #: Beyond the owner's lease, so long a request waits for a session whose owner does not answer.
 PATIENCE_S = 1.0
+#: How often a replica looks for sessions that nobody has come back for, on average.
+SWEEP_S = 30.0
 #: Sessions released in one go.
 TOGETHER = 256
 #: How many steps cost as much to run again as a snapshot costs to write, until both were measured.
@@ -85,7 +89,7 @@ def insisting() -> Iterator[None]:
         INSIST.reset(token)
 
 
-Release = Callable[[str, str], Awaitable[bool]]
+Release = Callable[[str, str], Awaitable[bool | None]]
 Run = Callable[[Job], Awaitable[None]]
 States = NDArray[np.float32]
 
@@ -103,8 +107,8 @@ class Upkeep:
 
 class Custody:
     """Of one model in one replica. run: runs a job on the engine to its end, and commits it there. release:
-    asks the replica at an address to let go of a session; whether it did. beside: of a newer version of the
-    model in this replica, whose lease serves both."""
+    asks the replica at an address to let go of a session: whether it did; None if there was no answer.
+    beside: of a newer version of the model in this replica, whose lease serves both."""
 
     def __init__(
         self,
@@ -125,6 +129,7 @@ class Custody:
         self.lease: Lease = Lease(store, on_lost) if beside is None else beside.lease.share(on_lost)
         self._loop = asyncio.get_running_loop()
         self._address = ""
+        self._sweeping: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._replayed = self._written = 0.0  # seconds, of a step run again and of a snapshot, on average
 
@@ -133,10 +138,17 @@ class Custody:
         self._address = address
         if self._leads:
             await self.lease.take(address)
+            self._sweeping = self._loop.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Ends what nobody has come back for, now and then."""
+        while True:
+            await asyncio.sleep(SWEEP_S * random.uniform(0.5, 1.5))  # noqa: S311  replicas take turns
+            await _quietly(self.store.sweep())
 
     async def stop(self) -> None:
         """Leaves the store; sessions that were not released are as if the replica had died."""
-        for task in list(self._tasks):
+        for task in (*self._tasks, *([self._sweeping] if self._sweeping else [])):
             task.cancel()
         if self._leads:
             await self.lease.give_up()
@@ -160,7 +172,7 @@ class Custody:
         while True:
             found = await self.store.claim(session_id, ask, window)
             if isinstance(found, Image):
-                if not found.opened and found.idle_s > found.ttl_s:
+                if not found.opened and found.idle_s >= found.ttl_s:
                     await self.store.end(session_id, found.epoch, Ending.EXPIRED)
                     continue
                 return found
@@ -174,9 +186,12 @@ class Custody:
             settled = found.held_s >= SETTLED_S
             if not mine and not (insist or (pull and settled)):
                 raise Elsewhere(found.address)
-            if not mine and await self._release(found.address, session_id):
+            let_go = None if mine else await self._release(found.address, session_id)
+            if let_go:
                 self._counters.takeovers["handed over"] += 1
                 continue
+            if let_go is False:
+                raise Elsewhere(found.address)
             if self._loop.time() > deadline:
                 raise Moving(f"the replica that owns session {session_id} does not answer", retry_after_s=1)
             await asyncio.sleep(min(0.1, found.lease_s + 0.005))
@@ -344,10 +359,22 @@ class Custody:
 
     # A session leaves
 
+    def may_go(self, session: Session) -> bool:
+        """Whether the store would have all of it: not if it is in memory alone, and parked there."""
+        return session.epoch >= 0 and (session.durability != "none" or session.state.place is not Place.STORE)
+
     async def let_go(self, sessions: Sequence[Session]) -> None:
         """Releases sessions at rest, each with a snapshot if a replay would cost more. Raises StoreError."""
-        for n in range(0, len(sessions), TOGETHER):
-            await self.store.release([self._leaving(session) for session in sessions[n : n + TOGETHER]])
+        await self.store.release([self._leaving(session) for session in sessions])
+
+    async def disown(self, session_id: str) -> bool:
+        """Releases a session that the store says is this replica's, though it is not in its memory any more:
+        a commit was not answered, say, and nobody came back here. False if it isn't."""
+        found = await self.store.claim(session_id, None, 0)
+        if not isinstance(found, Image) or found.durability == "none":
+            return False
+        await self.store.release([Leaving(session_id, found.epoch, found.next_step)])
+        return True
 
     def _leaving(self, session: Session) -> Leaving:
         steps = session.next_step - session.saved_step
@@ -370,10 +397,12 @@ class Custody:
                 expected_step=session.next_step,
             )
         history = await self.store.history(session.id, session.epoch, step)
-        if step < history.first_step:
+        reached = 0 if history.snapshot is None else history.snapshot.step
+        reached = span(history.records[-1])[1] if history.records else reached
+        if step < history.first_step or reached < step:  # behind a gap: where it was rewound to, say
             raise StepConflict(
-                f"the state before step {step} is not kept any more; the oldest is before step"
-                f" {history.first_step}, the next step is {session.next_step}",
+                f"the state before step {step} is not kept any more; the oldest is that before step"
+                f" {history.first_step}, and the next step is {session.next_step}",
                 expected_step=session.next_step,
             )
         try:
@@ -436,12 +465,14 @@ def told(error: BaseException) -> CellstateError:
         return Unavailable(f"the store can't take it: {error}", retry_after_s=5)
     if isinstance(error, Fenced):
         return Moving("this replica lost its sessions to another one; come back", retry_after_s=0)
+    if isinstance(error, Stale):
+        return Moving(f"the session has another owner: {error}; come back", retry_after_s=0)
     if isinstance(error, StoreError):
         return Unavailable(f"the store is away: {error}", retry_after_s=1)
     return Unavailable(f"{type(error).__name__}: {error}", retry_after_s=1)
 
 
-async def _quietly(work: Awaitable[None]) -> None:
+async def _quietly(work: Awaitable[object]) -> None:
     try:
         await work
     except StoreError as error:

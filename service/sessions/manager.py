@@ -206,8 +206,12 @@ class SessionManager:
             for ticket in session.waiting or ():
                 ticket.settle(error=self._stopping())
         self._residence.close(self._stopping())
+        during = Stopping("the service stopped during the request", retry_after_s=1)
+        for session in self._register:
+            if session.current is not None and session.current.busy and session.current.action is not None:
+                session.current.settle(error=during)
         for ticket in self._tickets.values():
-            ticket.settle(error=Stopping("the service stopped during the request", retry_after_s=1))
+            ticket.settle(error=during)
 
     def check_integrity(self) -> None:
         """Raises RuntimeError unless engine, sessions and tickets agree."""
@@ -287,10 +291,13 @@ class SessionManager:
             self._advance(session)
         return ticket.future
 
-    def _accept(self, ticket: Ticket) -> None:
+    def _check_queue(self) -> None:
         if self._in_flight >= self.limits.queue:
             self.counters.rejected["queue"] += 1
             raise NoCapacity(f"{self._in_flight} requests are waiting, which is the most", retry_after_s=1)
+
+    def _accept(self, ticket: Ticket) -> None:
+        self._check_queue()
         self._in_flight += 1
         if ticket.command is not None and ticket.command.timeout_s is not None:
             ticket.deadline = self.engine.clock() + ticket.command.timeout_s
@@ -374,21 +381,22 @@ class SessionManager:
 
     async def _carry_out(self, session: Session, ticket: Ticket, work: Awaitable[Any]) -> None:
         """An action that takes time; the session is busy with it meanwhile."""
-        result, error = None, None
         try:
             result = await work
-        except Exception as raised:  # noqa: BLE001  a request's error is its answer, whatever it is
-            error = self._told(raised)
-        session.current = None
-        self._finish(ticket, result, error)
+        except Exception as error:  # noqa: BLE001  a request's error is its answer, whatever it is
+            session.current = None
+            self._failed(session, ticket, error)
+        else:
+            session.current = None
+            self._finish(ticket, result)
         if session in self._register:
             self._advance(session)
 
-    def _told(self, error: Exception) -> CellstateError:
-        """What a request is told of an error."""
-        if isinstance(error, CellstateError):
-            return error
-        return EngineFailure(f"{type(error).__name__}: {error}", retry_after_s=1)
+    def _failed(self, session: Session, ticket: Ticket, error: Exception) -> None:
+        """An action that takes time raised."""
+        if not isinstance(error, CellstateError):
+            error = EngineFailure(f"{type(error).__name__}: {error}", retry_after_s=1)
+        self._finish(ticket, error=error)
 
     def _start(self, ticket: Ticket) -> None:
         command = ticket.command

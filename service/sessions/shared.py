@@ -17,7 +17,7 @@ from functools import partial
 
 from model.bundle import Bundle
 from service.engine.engine import Engine
-from service.engine.jobs import DONE, Job, Place
+from service.engine.jobs import COMMITTED, DONE, Job, Place
 from service.errors import (
     CellstateError,
     Elsewhere,
@@ -27,9 +27,10 @@ from service.errors import (
     SessionExists,
     SessionNotFound,
 )
-from service.sessions.custody import INSIST, Custody, Release, States, Upkeep, pack, told
+from service.sessions.custody import INSIST, TOGETHER, Custody, Release, States, Upkeep, pack, told
 from service.sessions.inputs import InputReader
 from service.sessions.jobs import check_horizon
+from service.sessions.lease import Lease
 from service.sessions.manager import Finished, SessionManager
 from service.sessions.record import encode
 from service.sessions.register import Limits
@@ -47,6 +48,7 @@ from service.sessions.stores.protocol import (
     Saved,
     Stale,
     Store,
+    StoreAway,
     StoreFault,
 )
 from service.sessions.window import ReplayWindow
@@ -58,6 +60,7 @@ log = logging.getLogger("cellstate")
 class Unsafe:
     """What tests of the tests switch off, to see that they find the damage. Never set otherwise."""
 
+    fence: bool = False  # a replica goes on though its lease ran out
     window: bool = False  # a step that was committed is stepped again
 
 
@@ -91,6 +94,8 @@ class SharedManager(SessionManager):
             self._on_lost,
             None if beside is None else beside.custody,
         )
+        if beside is None:
+            self.custody.lease = Lease(store, self._on_lost, trusted=not self._unsafe.fence)
         self._reader = InputReader(bundle.spec, 2**31)
         self._newest: SharedManager = self
         self._versions: dict[str, SharedManager] = {bundle.digest: self}  # served here, by digest
@@ -108,13 +113,15 @@ class SharedManager(SessionManager):
 
     async def leave(self) -> None:
         """Releases every session, for whoever is asked for it next. After `drain`."""
-        mine = [session for session in self._register if session.at_rest]
-        try:
-            await self.custody.let_go(mine)
-        except Exception as error:  # noqa: BLE001  they come back when the lease has run out
-            log.warning("sessions were not released: %s", error)
-        else:
-            self.counters.released += len(mine)
+        mine = [session for session in self._register if session.at_rest and self.custody.may_go(session)]
+        for n in range(0, len(mine), TOGETHER):
+            some = mine[n : n + TOGETHER]
+            try:
+                await self.custody.let_go(some)
+            except Exception as error:  # noqa: BLE001  they come back when the lease has run out
+                log.warning("%d sessions were not released: %s", len(some), error)
+            else:
+                self.counters.released += len(some)
 
     async def stop(self) -> None:
         """Ends the work with the store. After `close`."""
@@ -148,6 +155,10 @@ class SharedManager(SessionManager):
         return session
 
     async def find(self, session_id: str) -> Session:
+        self._check_accepting()
+        session = self._register.get(session_id)
+        if session is not None and session.at_rest and session.epoch >= 0:
+            return session  # to read facts does not put off the session's end
         return await self._act(session_id, _itself)
 
     def end(self, session_id: str) -> asyncio.Future[None]:
@@ -213,16 +224,20 @@ class SharedManager(SessionManager):
     # To and from other replicas
 
     def hand_over(self, session_id: str) -> asyncio.Future[bool]:
-        """Lets go of a session for another replica, after the requests before this; False if it is not here,
-        or is in memory alone and would lose what a retry is answered from."""
+        """Lets go of a session for another replica, after the requests before this one; also while this one
+        stops. False if it is in memory alone and would lose what a retry is answered from; those of it are
+        passed on."""
+        if not self.custody.lease.holds:
+            raise _fenced()
         session = self._register.get(session_id)
-        if session is None or session.durability == "none":
-            future = self._loop.create_future()
-            future.set_result(False)
-            return future
-        return self._act(session_id, SharedManager._hand_over)
+        if session is None:
+            return self._loop.create_task(self.custody.disown(session_id))
+        action = SharedManager._hand_over
+        return self._enqueue(session, Ticket(self._loop.create_future(), action=action, session=session))
 
     async def _hand_over(self, session: Session) -> bool:
+        if session.durability == "none":
+            return False
         await self.custody.let_go([session])
         self.counters.released += 1
         self._unload(session)
@@ -247,12 +262,14 @@ class SharedManager(SessionManager):
     ) -> Session:
         """A session that is claimed and restored; its requests wait. by_step: one that expired or was lost is
         not opened again. Raises NoCapacity."""
+        self._check_queue()  # now: one that nobody waits for must not be opened
         session = self._register.arrive(session_id)
         session.current = Ticket(self._loop.create_future(), busy=True)
         self._begin(self._bring(session, opening, pull, by_step))
         return session
 
     async def _bring(self, session: Session, opening: Opening | None, pull: bool, by_step: bool) -> None:
+        joined = self.custody.lease.joined
         try:
             image = await self.custody.claim(session.id, opening, pull, INSIST.get(), by_step)
         except Exception as error:  # noqa: BLE001  those who wait are told, whatever it is
@@ -261,13 +278,15 @@ class SharedManager(SessionManager):
             return
         home = self._versions.get(image.digest, self._newest)
         if home is self:
-            await self._settle_in(session, image, opening)
+            await self._settle_in(session, image, opening, joined)
         else:
-            self._pass_over(session, image, opening, home)
+            self._pass_over(session, image, opening, home, joined)
 
-    async def _settle_in(self, session: Session, image: Image, opening: Opening | None) -> None:
+    async def _settle_in(self, session: Session, image: Image, opening: Opening | None, joined: int) -> None:
         try:
             await self.custody.restore(session, image)
+            if joined != self.custody.lease.joined:
+                raise Fenced("the lease was lost while the session came")
         except Exception as error:  # noqa: BLE001  those who wait are told, whatever it is
             session.current = None
             self._unload(session, told(error), opened=opening is not None)
@@ -279,7 +298,7 @@ class SharedManager(SessionManager):
         self._advance(session)
 
     def _pass_over(
-        self, session: Session, image: Image, opening: Opening | None, home: SharedManager
+        self, session: Session, image: Image, opening: Opening | None, home: SharedManager, joined: int
     ) -> None:
         """A session that has come is of another version: that one's manager has it from now on, and all who
         wait for it."""
@@ -299,7 +318,7 @@ class SharedManager(SessionManager):
             self._lend(ticket, home)
             ticket.session = other
             other.wait(ticket)
-        home._begin(home._settle_in(other, image, opening))
+        home._begin(home._settle_in(other, image, opening, joined))
 
     def _lend(self, ticket: Ticket, to: SharedManager) -> None:
         """Another version's manager answers this request."""
@@ -324,13 +343,14 @@ class SharedManager(SessionManager):
             to._reroute(ticket, session_id)
 
     def _unload(self, session: Session, error: CellstateError | None = None, *, opened: bool = False) -> None:
-        """The copy of a session that is here ends. Those who wait are told the error; without one, or if
-        theirs is a step 0 that an absent session was not asked to be opened for, they ask again."""
+        """The copy of a session that is here ends. Those who wait are told the error; without one, or from a
+        step 0 on that an absent session was not asked to be opened for, they ask again."""
         waiting, session.waiting = session.waiting or [], None
         self._register.drop(session)
+        again = error is None
         for ticket in waiting:
             opens = ticket.command is not None and ticket.command.step == 0
-            again = error is None or (isinstance(error, SessionNotFound) and opens and not opened)
+            again = again or (isinstance(error, SessionNotFound) and opens and not opened)
             if again and not self.draining:
                 self._reroute(ticket, session.id)
             else:
@@ -344,16 +364,35 @@ class SharedManager(SessionManager):
 
     def _on_run(self, job: Job) -> None:
         future = self._runs.pop(job)
-        if job.phase is not DONE:
-            future.set_exception(EngineFailure(str(job.error), retry_after_s=1))
+        if job.phase is DONE:
+            self.engine.commit(job)
+        if future.done():  # nobody waits any more: this replica is stopping
             return
-        self.engine.commit(job)
-        if not future.done():
+        if job.phase is COMMITTED:
             future.set_result(None)
+        else:
+            future.set_exception(EngineFailure(str(job.error), retry_after_s=1))
+
+    def _failed(self, session: Session, ticket: Ticket, error: Exception) -> None:
+        self._finish(ticket, error=told(error))
+        if isinstance(error, Fenced):
+            self.custody.lease.lost()
+        # Where the store has it now is not known; what is in memory alone is where it was
+        unknown = isinstance(error, StoreAway) and session.durability != "none"
+        if unknown or isinstance(error, Stale | Fenced):
+            self.counters.dropped[type(error).__name__] += 1
+            self._unload(session)
 
     # How: commits
 
+    def _advance(self, session: Session) -> None:
+        super()._advance(session)
+        if session.epoch < 0 and session.at_rest and session in self._register:
+            self._register.drop(session)
+
     def _take_up(self, session: Session, ticket: Ticket) -> None:
+        if session.epoch < 0:
+            raise _fenced()
         command = ticket.command
         if self._unsafe.window and command is not None and (command.step or 0) < session.next_step:
             ticket.command = command = replace(command, step=None)
@@ -394,7 +433,7 @@ class SharedManager(SessionManager):
             if not holds or session.epoch < 0:
                 self.engine.abort(job)
                 session.current = None
-                self._finish(ticket, error=Moving("the lease ran out during the step", retry_after_s=0))
+                self._finish(ticket, error=_fenced())
                 if session.epoch < 0:
                     self._unload(session)
                 else:
@@ -449,12 +488,11 @@ class SharedManager(SessionManager):
                 self._unload(session)
 
     def _on_lost(self) -> None:
-        """Another replica has taken over: what is at rest here is dropped; what moves finds out by itself."""
+        """Another replica has taken over: what is at rest here is dropped, all else when it comes to rest."""
         for session in list(self._register):
+            session.epoch = -1
             if session.at_rest:
                 self._register.drop(session)
-            elif session.durability == "none":
-                session.epoch = -1
 
     def _on_expired(self, session: Session) -> None:
         self.custody.in_background(self.custody.end(session, Ending.EXPIRED))
@@ -463,6 +501,10 @@ class SharedManager(SessionManager):
         super().close()
         for future in self._runs.values():
             future.cancel()
+
+
+def _fenced() -> Moving:
+    return Moving("the lease ran out during the request; come back", retry_after_s=0)
 
 
 def _itself(manager: SharedManager, session: Session) -> Session:

@@ -1,4 +1,5 @@
-"""docs/api.md, run: its console and Python blocks, and its table of errors. As a program it writes them anew.
+"""docs/api.md and docs/client.md, run: their console and Python blocks, and the table of errors. As a program
+it writes them anew.
 
 In a console block a line that begins with $ is a command, with the lines that its backslashes continue; what
 follows is its output. A Python block is followed by a text block with its output.
@@ -16,7 +17,8 @@ from service.api.advice import ADVICE
 from service.api.problems import TABLE
 from tests.api.serving import save_bundles, serving
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE, CLIENT_PAGE = DOCS / "api.md", DOCS / "client.md"
 WRITTEN = "http://localhost:8000"
 BLOCK = re.compile(r"```(console|python)\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
 ERRORS = re.compile(r"(?<=<!-- errors -->\n).*?(?=<!-- /errors -->)", re.DOTALL)
@@ -72,5 +74,6 @@ def errors_table() -> str:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as made, serving(save_bundles(Path(made) / "bundles")) as where:
-        PAGE.write_text(rewritten(PAGE.read_text(), where.url, Path(made)))
+    for page in (PAGE, CLIENT_PAGE):
+        with tempfile.TemporaryDirectory() as made, serving(save_bundles(Path(made) / "bundles")) as where:
+            page.write_text(rewritten(page.read_text(), where.url, Path(made)))

@@ -25,6 +25,7 @@ from service.wiring import build
 #: Small limits, so that what goes beyond them is small too. fp32: the numbers are those of any machine.
 SETTINGS = Settings(
     device="cpu",
+    store="memory:",
     precision="fp32",
     slots=32,
     max_batch=8,

@@ -1,4 +1,4 @@
-"""Every command of docs/api.md does what the page says."""
+"""Every command and program of docs/api.md and docs/client.md does what the page says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 import re
 from pathlib import Path
 
-from tests.api.documented import PAGE, errors_table, rewritten
+import pytest
+
+from tests.api.documented import CLIENT_PAGE, PAGE, errors_table, rewritten
 from tests.api.serving import save_bundles, serving
 
 #: What differs from run to run.
@@ -14,8 +16,9 @@ OF_THE_MOMENT = re.compile(r'"(opened_at|expires_in_s|session_id)":("s-[^"]*"|"[
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 
 
-def test_the_page_is_what_running_it_gives(tmp_path: Path) -> None:
-    page = PAGE.read_text()
+@pytest.mark.parametrize("path", [PAGE, CLIENT_PAGE], ids=lambda path: path.name)
+def test_the_page_is_what_running_it_gives(path: Path, tmp_path: Path) -> None:
+    page = path.read_text()
     with serving(save_bundles(tmp_path / "bundles")) as where:
         again = rewritten(page, where.url, tmp_path)
     told, found = (OF_THE_MOMENT.sub("", text) for text in (page, again))

@@ -21,9 +21,20 @@ def local_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]
         yield service
 
 
-@pytest.fixture(scope="package", params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.fixture(scope="package")
+def kept_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The same with a store in a file."""
+    store = f"sqlite:{tmp_path_factory.mktemp('store') / 'sessions.db'}"
+    with serving(save_bundles(tmp_path_factory.mktemp("bundles")), precision="fp32", store=store) as service:
+        yield service
+
+
+@pytest.fixture(scope="package", params=["local", "kept", pytest.param("ray", marks=pytest.mark.ray)])
 def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Service:
-    """A service in one process, and one on Ray behind its front door."""
+    """A service in one process, one with a store, and one on Ray behind its front door."""
+    if request.param == "kept":
+        kept: Service = request.getfixturevalue("kept_service")
+        return kept
     if request.param == "local":
         local: Service = request.getfixturevalue("local_service")
         return local

@@ -84,7 +84,7 @@ def save_bundles(directory: Path) -> Path:
 def serving(directory: Path, **settings: object) -> Iterator[Service]:
     """Serves a directory of bundles. In the end the service stops as it should, without a word."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
-    for name, value in {"models": directory, "device": "cpu", **settings}.items():
+    for name, value in {"models": directory, "device": "cpu", "store": "memory:", **settings}.items():
         environment[ENVIRONMENT_PREFIX + name.upper()] = str(value)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.service.serving"],

@@ -6,7 +6,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest

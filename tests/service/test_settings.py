@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from service.settings import SettingError, Settings, direct_port_range, read, settings_table, shown
@@ -54,7 +56,20 @@ def test_a_bad_value_is_named_with_its_reason(name: str, text: str, reason: str 
 
 def test_replicas_need_a_store_that_they_share() -> None:
     with pytest.raises(SettingError, match="replicas"):
-        Settings(replicas=2)
+        Settings(replicas=2, store="memory:")
+    assert Settings(replicas=2).replicas == 2
+
+
+def test_a_file_is_no_store_of_a_cluster() -> None:
+    with pytest.raises(SettingError, match="redis://"):
+        Settings(address="auto")
+
+
+def test_the_default_store_is_a_file_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert Settings().store_address == f"sqlite:{tmp_path / 'cellstate' / 'sessions.db'}"
+    assert (tmp_path / "cellstate").stat().st_mode & 0o777 == 0o700
+    assert Settings(store="sqlite:x.db").store_address == "sqlite:x.db"
 
 
 def test_every_setting_has_a_line_of_help_and_a_row_in_the_table() -> None:

@@ -10,7 +10,7 @@ def open_store(address: str, model: str, lease_s: float, *, fence: bool = True) 
     if address.startswith("sqlite:"):
         from service.sessions.stores.sqlite import SqliteStore
 
-        return SqliteStore(address.removeprefix("sqlite:"), model, lease_s)
+        return SqliteStore(address.removeprefix("sqlite:"), model, lease_s, fence=fence)
     from service.sessions.stores.redis import RedisStore  # a second of imports that others can do without
 
-    return RedisStore(address, model, lease_s)
+    return RedisStore(address, model, lease_s, fence=fence)

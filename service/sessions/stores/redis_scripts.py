@@ -210,14 +210,13 @@ return {'OK', page(key('j', ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonu
 """
 )
 
-# For each entry: id, epoch, step, next step, record with its header
-COMMIT = Script(
-    _WRITES
-    + _COMMON
-    + """
-if fenced() then return {'FENCED'} end
-local stale, last, ahead = {'STALE'}, #ARGV, {}
+_HERE = """
+local last = #ARGV
 local sessions, journals = prefix .. 's:', prefix .. 'j:'
+"""
+_CHECKED = """
+if fenced() then return {'FENCED'} end
+local stale, ahead = {'STALE'}, {}
 for i = 2, last, 5 do
   local id = ARGV[i]
   local v = call('HMGET', sessions .. id, 'owner', 'epoch', 'next')
@@ -225,6 +224,8 @@ for i = 2, last, 5 do
   ahead[id] = ARGV[i + 3]
 end
 if #stale > 1 then return stale end
+"""
+_APPENDED = """
 for i = 2, last, 5 do
   local pushed = redis.pcall('RPUSH', journals .. ARGV[i], ARGV[i + 4])
   if type(pushed) == 'table' then  -- not a list: take back those before
@@ -236,7 +237,11 @@ local now = clock()
 for i = 2, last, 5 do call('HSET', sessions .. ARGV[i], 'next', ARGV[i + 3], 'used', now) end
 return {'OK'}
 """
-)
+
+# For each entry: id, epoch, step, next step, record with its header
+COMMIT = Script(_WRITES + _COMMON + _HERE + _CHECKED + _APPENDED)
+# Never used but to see that a test without the fence finds the damage
+COMMIT_UNFENCED = Script(_WRITES + _COMMON + _HERE + _APPENDED)
 
 # For each: id, epoch, step, snapshot, first step wanted
 SAVE = Script(

@@ -9,10 +9,10 @@ Behind that the owner *flushes*: it writes the records, which it still has in me
 each session, and then deletes them from the log. Whoever fences a dead owner does the same from its log. A
 record may be in both for a while: a step that is in a run already is passed over.
 
-Commits are tried on the event loop's thread, in 15 to 100 µs. If the file is locked, or this store's one
-worker thread is in a transaction, or a loss of power is to be survived (which waits for the disk), the worker
-does it. `_lock` keeps the two apart: who holds it may use `_mine` and the connections; the loop never waits
-for it. Checkpoints have a thread of their own.
+Commits are tried on the event loop's thread: 15 µs for one record, 150 for 64. If the file is locked, or this
+store's one worker thread is in a transaction, or a loss of power is to be survived (which waits for the
+disk), the worker does it. `_lock` keeps the two apart: who holds it may use `_mine` and the connections; the
+loop never waits for it. Checkpoints have a thread of their own.
 
 Leases are by the clock that all processes of a machine share, which stops at no suspend and is set by nobody;
 a lease from before the machine's last start has run out. Idle times and endings are by the wall clock.
@@ -29,6 +29,7 @@ import sqlite3
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -59,21 +60,20 @@ from service.sessions.stores.protocol import (
 )
 from service.sessions.stores.sqlite_file import (
     PATIENCE_S,
-    boot_clock,
-    boot_id,
     connect,
     fault_of,
     is_busy,
     open_file,
     transaction,
 )
+from service.sessions.stores.sqlite_leases import Leases, boot_clock
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 REMEMBER_S = 86400.0  # how a session ended
 FLUSH_BYTES = 4 << 20  # of records in the log, from when on they are moved to runs
-FLUSH_SESSIONS = 256  # in one transaction, which holds up the commits of others
+HOLD_BYTES = 256 << 10  # moved in one transaction, which holds up the commits of others
 CHECKPOINT_BYTES = 8 << 20  # written, from when on the write-ahead log is copied into the file
 RESTART_PAGES = 32 << 10  # in the write-ahead log, from when on commits wait until it can begin anew
 _PAGE_COST = 1500  # bytes that a commit writes besides its records, about
@@ -99,7 +99,10 @@ class _Mine:
 
 
 class SqliteStore:
-    """One replica's view of the file. clock: seconds of this machine, the same for all its processes."""
+    """One replica's view of the file. clock: seconds of this machine, the same for all its processes.
+
+    Long, for one lock guards all of it; what needs no more than a connection is in sqlite_rows.
+    """
 
     def __init__(
         self,
@@ -109,12 +112,15 @@ class SqliteStore:
         flush_bytes: int = FLUSH_BYTES,
         clock: Callable[[], float] = boot_clock,
         wall: Callable[[], float] = time.time,
+        *,
+        fence: bool = True,
     ) -> None:
         self.durabilities: tuple[str, ...] = ()
+        self._insert = _COMMIT if fence else _COMMIT.partition("WHERE EXISTS")[0] + "WHERE 1"
         self.lease_s = lease_s
         self.secret = ""
         self._path, self._model_name, self._flush_bytes = path, model, flush_bytes
-        self._clock, self._wall, self._boot = clock, wall, boot_id()
+        self._clock, self._wall, self._leases = clock, wall, Leases(clock)
         self._model = 0
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -127,9 +133,10 @@ class SqliteStore:
         self._n = 0  # commits so far, as this replica
         self._mine: dict[str, _Mine] = {}
         self._sent = self._done = 0  # commits given to the worker, and finished by it
-        self._fresh = 0  # bytes in the log since the last flush
+        self._flushed = 0  # of them, when the last flush began
+        self._fresh = 0  # bytes in the log since then
         self._written = 0  # bytes since the last checkpoint
-        self._flushing = self._checkpointing = False
+        self._flushing = self._checkpointing = self._closed = False
 
     # Leases
 
@@ -140,6 +147,7 @@ class SqliteStore:
     def _join(self, address: str) -> None:
         if self._slow is None:
             self._slow = open_file(self._path)
+        if self._quick is None:
             self._quick = connect(self._path, 0.0)
         db, former = self._slow, self._id or self._former
         with transaction(db):
@@ -148,22 +156,16 @@ class SqliteStore:
             db.execute("INSERT OR IGNORE INTO model (name) VALUES (?)", (self._model_name,))
             (model,) = db.execute("SELECT id FROM model WHERE name = ?", (self._model_name,)).fetchone()
             (secret,) = db.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()
-            made = db.execute(
-                "INSERT INTO replica (model, address, boot, until, lease_s) VALUES (?, ?, ?, ?, ?)",
-                (model, address, self._boot, self._clock() + self.lease_s, self.lease_s),
-            ).lastrowid
+            made = self._leases.grant(db, model, address, self.lease_s)
         self._id, self._former, self._model, self.secret = made, None, model, secret
-        self._n = self._fresh = 0
+        self._n = self._fresh = self._flushed = 0
         self._mine = {}
 
     async def renew(self) -> None:
         until = self._clock() + self.lease_s
 
         def renew() -> None:
-            found = self._slow_db().execute(
-                "UPDATE replica SET until = ? WHERE id = ? AND NOT fenced", (until, self._id)
-            )
-            if found.rowcount == 0:
+            if not self._leases.renew(self._slow_db(), self._id, until):
                 self._fall()
 
         await self._work(renew)
@@ -176,21 +178,6 @@ class SqliteStore:
             with transaction(self._slow_db()):
                 rows.fence(self._slow_db(), self._id)
             self._id, self._mine = None, {}
-
-    def _holds(self, replica: int) -> tuple[str, float, bool]:
-        """A replica's address, for how long its lease holds, and whether it is fenced."""
-        found = (
-            self._slow_db()
-            .execute("SELECT address, boot, until, lease_s, fenced FROM replica WHERE id = ?", (replica,))
-            .fetchone()
-        )
-        if found is None:
-            return "", 0.0, True
-        address, boot, until, lease_s, fenced = found
-        left = until - self._clock()
-        if fenced or boot != self._boot or left > 2 * lease_s:  # of another boot, where they can't be told
-            left = 0.0
-        return address, left, bool(fenced)
 
     # Claims
 
@@ -206,30 +193,28 @@ class SqliteStore:
                 raise StoreFault(f"this store can't promise {opening.durability!r}, only {self.durabilities}")
             row = rows.find(db, self._model, session_id)
             if row is not None and row.owner is not None and row.owner != self._id:
-                address, left, fenced = self._holds(row.owner)
-                if left > 0:
-                    return Elsewhere(address, max(now - row.held_at, 0.0), left)
-                if not fenced:
+                lease = self._leases.of(db, row.owner)
+                if lease.left_s > 0:
+                    return Elsewhere(lease.address, max(now - row.held_at, 0.0), lease.left_s)
+                if not lease.fenced:
                     rows.fence(db, row.owner)
                     row = rows.find(db, self._model, session_id)
             if row is not None and row.owner != self._id:
-                fate = self._fate(row, wall)
+                fate = rows.fate(row, wall)
                 if fate is not None:
                     rows.forget(db, self._model, row, fate, wall)
                     row = None
             if row is None and opening is None:
-                return Absent(self._ending(db, session_id, wall))
+                return Absent(rows.ending(db, self._model, session_id, wall - REMEMBER_S))
             opened = row is None
             if row is None:
                 assert opening is not None  # noqa: S101
-                row = self._open(db, session_id, opening, wall)
+                row = rows.add(db, self._model, session_id, opening, wall)
             mine = self._mine.get(session_id)
             if row.owner == self._id and mine is not None:
                 rows.add_run(db, mine.tail, mine.used_at)
-                row.next_step, row.used_at = (
-                    max(row.next_step, mine.next_step),
-                    max(row.used_at, mine.used_at),
-                )
+                row.next_step = max(row.next_step, mine.next_step)
+                row.used_at = max(row.used_at, mine.used_at)
             snapshot, records = (None, []) if row.damage else self._load(db, row, window)
             if not row.damage:
                 row.epoch += 1
@@ -265,38 +250,6 @@ class SqliteStore:
             return None, []
         return snapshot, past.since(rows.runs(db, row.id, row.name, first), snapshot, row.next_step, window)
 
-    def _fate(self, row: rows.Row, wall: float) -> Ending | None:
-        """How a session that nobody alive owns has ended already, though nobody noticed yet."""
-        if row.owner is not None and row.durability == "none":
-            return Ending.LOST
-        return Ending.EXPIRED if row.used_at + row.ttl_s < wall else None
-
-    def _ending(self, db: sqlite3.Connection, session_id: str, wall: float) -> Ending | None:
-        found = db.execute(
-            "SELECT ending FROM ended WHERE model = ? AND name = ? AND at >= ?",
-            (self._model, session_id, wall - REMEMBER_S),
-        ).fetchone()
-        return None if found is None else Ending(found[0])
-
-    def _open(self, db: sqlite3.Connection, session_id: str, opening: Opening, wall: float) -> rows.Row:
-        key = (self._model, session_id)
-        ended = db.execute("SELECT epoch FROM ended WHERE model = ? AND name = ?", key).fetchone()
-        db.execute("DELETE FROM ended WHERE model = ? AND name = ?", key)
-        db.execute(
-            "INSERT INTO session (model, name, epoch, owner, after, held_at, used_at, due, opened_at, ttl_s, "
-            "durability, version, digest, next_step) VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(*key, ended[0] if ended else 0, self._id, self._n, wall, wall + opening.ttl_s, wall),
-                *(opening.ttl_s, opening.durability, opening.version, opening.digest, opening.next_step),
-            ),
-        )
-        row = rows.find(db, *key)
-        assert row is not None  # noqa: S101
-        if opening.snapshot is not None:
-            rows.put_snapshot(db, row.id, opening.snapshot)
-        self._mine.pop(session_id, None)
-        return row
-
     # Commits
 
     def commit(self, entries: Sequence[Entry]) -> asyncio.Future[None] | None:
@@ -319,10 +272,9 @@ class SqliteStore:
         deadline, pause = time.monotonic() + PATIENCE_S, 0.0001
         with self._lock:
             try:
-                db = self._db_for("fsync") if sync else self._quick
                 while True:
                     try:
-                        self._commit(db, entries)
+                        self._commit(self._db_for("fsync") if sync else self._quick, entries)
                         return self._tend()
                     except sqlite3.Error as error:
                         if not is_busy(error) or time.monotonic() > deadline:
@@ -356,7 +308,7 @@ class SqliteStore:
             )
             wall, data = self._wall(), joined(sent)
             sessions = struct.pack(f"<{len(moved)}q", *[mine.row for mine in moved])
-            if db.execute(_COMMIT, (self._id, self._n, wall, sessions, data)).rowcount != 1:
+            if db.execute(self._insert, (self._id, self._n, wall, sessions, data)).rowcount != 1:
                 self._fall()
         except BaseException:
             for mine in moved:
@@ -500,10 +452,10 @@ class SqliteStore:
         ).fetchall():
             with transaction(db):
                 self._check_fence(db)
-                _, left, fenced = self._holds(replica)
-                if left <= 0 and not fenced:
+                lease = self._leases.of(db, replica)
+                if lease.left_s <= 0 and not lease.fenced:
                     rows.fence(db, replica)
-            if left <= 0:
+            if lease.left_s <= 0:
                 dead.append(replica)
         return dead
 
@@ -520,7 +472,7 @@ class SqliteStore:
             ).fetchall()
             for (session,) in found:
                 row = rows.get(db, session)
-                fate = None if row is None else self._fate(row, wall)
+                fate = None if row is None else rows.fate(row, wall)
                 if row is not None and fate is not None:
                     rows.forget(db, self._model, row, fate, wall)
                     count += 1
@@ -536,7 +488,9 @@ class SqliteStore:
         return count, len(found) == most
 
     async def close(self) -> None:
-        loop = asyncio.get_running_loop()
+        if self._closed:
+            return
+        self._closed, loop = True, asyncio.get_running_loop()
         for thread, last in ((self._worker, self._close), (self._keeper, lambda: None)):
             await loop.run_in_executor(thread, last)
             thread.shutdown(wait=False)
@@ -564,32 +518,37 @@ class SqliteStore:
         """Moves the log so far to runs: some sessions at a time, so that commits get their turn."""
         try:
             with self._lock:
-                names, n, replica = (
-                    [name for name, mine in self._mine.items() if mine.tail],
-                    self._n,
-                    self._id,
-                )
-                self._fresh = 0
-            for start in range(0, len(names), FLUSH_SESSIONS):
-                self._locked(partial(self._flush_some, names[start : start + FLUSH_SESSIONS]))
-            self._locked(
-                lambda: self._slow_db().execute("DELETE FROM log WHERE owner = ? AND n <= ?", (replica, n))
-            )
+                names = deque([name for name, mine in self._mine.items() if mine.tail])
+                rows_each = max((self._n - self._flushed) * HOLD_BYTES // (self._fresh + 1), 1)
+                n, replica, self._fresh, self._flushed = self._n, self._id, 0, self._n
+            while names:
+                self._locked(partial(self._flush_some, names))
+            while self._locked(partial(self._drop_log, replica, n, rows_each)):
+                pass
         except Exception as error:  # noqa: BLE001  (the log has it all still; the next flush does it)
             log.warning("committed steps could not be moved from the log: %s", error)
         finally:
             self._flushing = False
 
-    def _flush_some(self, names: Sequence[str]) -> None:
-        db = self._slow_db()
-        found = [mine for name in names if (mine := self._mine.get(name)) and mine.tail]
+    def _flush_some(self, names: deque[str]) -> None:
+        db, size, found = self._slow_db(), 0, []
         with transaction(db):
             self._check_fence(db)
-            for mine in found:
-                rows.add_run(db, mine.tail, mine.used_at)
-                self._written += _PAGE_COST + sum([len(frame.data) for frame in mine.tail])
+            while names and size < HOLD_BYTES:
+                mine = self._mine.get(names.popleft())
+                if mine is not None and mine.tail:
+                    rows.add_run(db, mine.tail, mine.used_at)
+                    size += _PAGE_COST + sum([len(frame.data) for frame in mine.tail])
+                    found.append(mine)
         for mine in found:
             mine.tail = []
+        self._written += size
+
+    def _drop_log(self, replica: int | None, n: int, most: int) -> bool:
+        """Deletes rows up to n of the log, whose records are in runs. Whether there may be more."""
+        part = "SELECT seq FROM log WHERE owner = ? AND n <= ? ORDER BY seq LIMIT ?"
+        dropped = self._slow_db().execute(f"DELETE FROM log WHERE seq IN ({part})", (replica, n, most))  # noqa: S608
+        return dropped.rowcount == most
 
     def _checkpoint(self) -> None:
         try:
@@ -633,8 +592,7 @@ class SqliteStore:
         raise Fenced("the lease ran out and was taken over")
 
     def _check_fence(self, db: sqlite3.Connection) -> None:
-        found = db.execute("SELECT fenced FROM replica WHERE id = ?", (self._id,)).fetchone()
-        if found is None or found[0]:
+        if self._id is None or self._leases.of(db, self._id).fenced:
             self._fall()
 
     def _expect(self, session_id: str, epoch: int) -> _Mine:

@@ -53,21 +53,6 @@ CREATE INDEX ended_at ON ended (model, at);
 _opening = threading.Lock()
 
 
-def boot_clock() -> float:
-    """Seconds since this machine started, the same for all its processes."""
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
-
-
-def boot_id() -> str:
-    """Another after each start of the machine, where it tells."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
 def is_busy(error: sqlite3.Error) -> bool:
     """Another connection holds the lock; nothing was done."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -132,6 +117,7 @@ def open_file(path: str) -> sqlite3.Connection:
 def _open(path: str) -> sqlite3.Connection:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        _sync_directory(path)
     except FileExistsError:
         pass
     except OSError as error:
@@ -148,6 +134,15 @@ def _open(path: str) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _sync_directory(path: str) -> None:
+    """That there is the file, too, must survive a loss of power."""
+    directory = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _check_format(db: sqlite3.Connection, path: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from service.sessions.stores.frames import HEADER, Frame, framed, frames, joined
 from service.sessions.stores.past import Kept
-from service.sessions.stores.protocol import Ending, Saved, StoreFault
+from service.sessions.stores.protocol import Ending, Opening, Saved, StoreFault
 
 
 @dataclass(slots=True)
@@ -52,6 +52,41 @@ def find(db: sqlite3.Connection, model: int, name: str) -> Row | None:
 def get(db: sqlite3.Connection, row: int) -> Row | None:
     found = db.execute(f"SELECT {_COLUMNS} FROM session WHERE id = ?", (row,)).fetchone()  # noqa: S608
     return None if found is None else _complete(db, Row(*found))
+
+
+def add(db: sqlite3.Connection, model: int, name: str, opening: Opening, wall: float) -> Row:
+    """Opens a session that there is not, nobody's yet."""
+    ended = db.execute("SELECT epoch FROM ended WHERE model = ? AND name = ?", (model, name)).fetchone()
+    db.execute("DELETE FROM ended WHERE model = ? AND name = ?", (model, name))
+    made = db.execute(
+        "INSERT INTO session (model, name, epoch, after, held_at, used_at, due, opened_at, ttl_s, "
+        "durability, version, digest, next_step) VALUES (?, ?, ?, 0, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(model, name, ended[0] if ended else 0, wall, wall + opening.ttl_s, wall, opening.ttl_s),
+            *(opening.durability, opening.version, opening.digest, opening.next_step),
+        ),
+    ).lastrowid
+    row = get(db, made or 0)
+    if row is None:
+        raise LookupError(f"session {name} is not where it was just put")
+    if opening.snapshot is not None:
+        put_snapshot(db, row.id, opening.snapshot)
+    return row
+
+
+def fate(row: Row, wall: float) -> Ending | None:
+    """How a session that nobody alive owns has ended already, though nobody noticed yet."""
+    if row.owner is not None and row.durability == "none":
+        return Ending.LOST
+    return Ending.EXPIRED if row.used_at + row.ttl_s < wall else None
+
+
+def ending(db: sqlite3.Connection, model: int, name: str, after: float) -> Ending | None:
+    """How a session ended, if it did after that time."""
+    found = db.execute(
+        "SELECT ending FROM ended WHERE model = ? AND name = ? AND at >= ?", (model, name, after)
+    ).fetchone()
+    return None if found is None else Ending(found[0])
 
 
 def _complete(db: sqlite3.Connection, row: Row) -> Row:
@@ -148,13 +183,13 @@ def trim(db: sqlite3.Connection, row: int, keep_from: int) -> int:
     return int(base)
 
 
-def forget(db: sqlite3.Connection, model: int, row: Row, ending: Ending, at: float) -> None:
+def forget(db: sqlite3.Connection, model: int, row: Row, how: Ending, at: float) -> None:
     """Deletes a session and notes how it ended."""
     db.execute("DELETE FROM run WHERE session = ?", (row.id,))
     db.execute("DELETE FROM snapshot WHERE session = ?", (row.id,))
     db.execute("DELETE FROM session WHERE id = ?", (row.id,))
     db.execute(
-        "INSERT OR REPLACE INTO ended VALUES (?, ?, ?, ?, ?)", (model, row.name, ending.value, row.epoch, at)
+        "INSERT OR REPLACE INTO ended VALUES (?, ?, ?, ?, ?)", (model, row.name, how.value, row.epoch, at)
     )
 
 

@@ -60,11 +60,14 @@ async def joined(url: str, timeout_s: float = 10.0, lease_s: float = 30.0) -> As
 
 
 class Wiretap:
-    """A way to a server on which replies can be cut off, while what is asked still arrives."""
+    """A way to a server on which replies can be cut off while what is asked still arrives, or what is asked
+    can be held back until it is let through."""
 
     def __init__(self, port: int) -> None:
         self.deaf = False
-        self.heard = asyncio.Event()  # a reply was swallowed
+        self.heard = asyncio.Event()  # the server replied while it was deaf
+        self.holding = False
+        self.through = asyncio.Event()
         self._port = port
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -94,12 +97,15 @@ class Wiretap:
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, replies: bool) -> None:
         while data := await reader.read(65536):
+            if not replies and self.holding:
+                await self.through.wait()
             if replies and self.deaf:
                 self.heard.set()
             else:
                 writer.write(data)
                 await writer.drain()
-        writer.close()
+        if replies:  # the other way stays open: a client that gave up still gets its late reply, here
+            writer.close()
 
 
 # The server dies, stalls, or is slow
@@ -141,17 +147,32 @@ async def test_a_server_that_stalls_is_away_and_its_late_replies_are_nobodys(ser
         assert (await claimed(store, "other")).epoch > other.epoch
 
 
-async def test_a_commit_that_comes_late_does_no_harm(server: Server) -> None:
-    """It was given up, the session went on from what was read again, and then it is executed."""
-    async with joined(server.url) as store:
+@pytest.mark.parametrize("meanwhile", ["stepped", "claimed", "opened anew"])
+async def test_a_commit_that_comes_late_does_no_harm(server: Server, meanwhile: str) -> None:
+    """It was given up, the session went on without it, and then the server executes it."""
+    async with Wiretap(server.port) as tap, joined(tap.url, timeout_s=0.5) as store:
         image = await opened(store)
-        await stepped(store, image, 0, 3)
-        late = an_entry(image, 2)
-        again = await claimed(store)
-        for entry in (late, Entry("s", again.epoch, 2, 3, b"late"), Entry("s", image.epoch, 3, 4, b"late")):
+        tap.holding = True
+        with pytest.raises(StoreAway):
+            await committed(store, [Entry("s", image.epoch, 0, 1, b"late")])
+        tap.holding = False
+        match meanwhile:
+            case "stepped":
+                await stepped(store, image, 0, 1)
+            case "claimed":
+                image = await claimed(store)
+            case "opened anew":
+                await store.end("s", image.epoch, Ending.CLOSED)
+                image = await opened(store)
+        tap.deaf = True
+        tap.through.set()
+        await tap.heard.wait()
+        tap.deaf = False
+        async with joined(server.url) as other:
             with pytest.raises(Stale):
-                await committed(store, [entry])
-        assert (await claimed(store)).records == [a_record(step) for step in range(3)]
+                await committed(other, [an_entry(image, 0)])
+        found = await claimed(store)
+        assert found.records == ([a_record(0)] if meanwhile == "stepped" else [])
 
 
 async def test_a_slow_server_is_waited_for(server: Server) -> None:
