@@ -46,7 +46,7 @@ def bundles(settings: Settings) -> Found:
         found = [(path, load(path)) for place in places(settings) for path in find(place)]
         models = lineages(bundle for _, bundle in found)
     except BundleError as error:
-        raise Refused(f"models: {error}") from error
+        raise Refused(str(error)) from error
     if not found:
         raise Refused(f"models: no bundle in {settings.models}; `cellstate train` makes one")
     where = {(bundle.name, bundle.digest): path for path, bundle in found}

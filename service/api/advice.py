@@ -73,8 +73,8 @@ ADVICE: dict[str, tuple[str, str]] = {
         "Open a new one and send the sequence, or a snapshot, again. The service's log names the record.",
     ),
     "version_conflict": (
-        "The session is of a version of the model that is not served any more, and its history can't be run on"
-        " the version that is: their inputs differ.",
+        "The session is of a version of the model that is not served any more, and its history can't be run"
+        " on the version that is: their inputs differ.",
         "Open a new session; or have the older version served again, with `upgrade` set to `pin`.",
     ),
     "deadline_exceeded": (
