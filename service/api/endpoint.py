@@ -80,7 +80,9 @@ class ModelEndpoint:
 
     def read_snapshot(self, blob: bytes) -> Snapshot:
         """A body of /state. Raises BadRequest, or InvalidValue for one of a version that is not served."""
-        version = self.manager.by_digest(Snapshot.digest_in(blob)) or self.manager.newest
+        version = self.manager.by_digest(Snapshot.digest_in(blob))
+        if version is None:  # not `or`: a manager without sessions is empty, and false
+            version = self.manager.newest
         arch = version.bundle.spec.architecture
         return Snapshot.parse(blob, arch.num_layers, arch.hidden_size, version.bundle.digest)
 
