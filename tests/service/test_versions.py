@@ -84,7 +84,7 @@ class Clients:
         self.addresses: list[str] = []
         self.steps = [0] * SESSIONS
         self.http = httpx.AsyncClient(timeout=30, trust_env=False)
-        self.go_on = asyncio.Event()
+        self.go_on, self.moved = asyncio.Event(), asyncio.Condition()
 
     async def run(self, session: int) -> None:
         choose = random.Random(session)
@@ -104,12 +104,14 @@ class Clients:
                 assert reply.status_code == 200, reply.text
                 assert reply.json()["step"] == step
                 break
-            self.steps[session] = step + 1
+            async with self.moved:
+                self.steps[session] = step + 1
+                self.moved.notify_all()
             await asyncio.sleep(0.01)
 
     async def at(self, step: int) -> None:
-        while min(self.steps) < step:
-            await asyncio.sleep(0.01)
+        async with self.moved:
+            await self.moved.wait_for(lambda: min(self.steps) >= step)
 
 
 @pytest.mark.parametrize("store", ["sqlite", "redis"])
