@@ -109,6 +109,8 @@ def serving(paths: list[Path], **settings: Any) -> Iterator[Served]:
     """The application under uvicorn, in a thread."""
     application = build(replace(SETTINGS, **settings), paths)
     listener = socket.create_server(("127.0.0.1", 0))
+    if application.settings.store != "memory:":  # other replicas must find it
+        application.direct_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     config = uvicorn.Config(
         application,
         http="httptools",
