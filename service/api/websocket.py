@@ -147,8 +147,8 @@ async def _repeat(endpoint: ModelEndpoint, session_id: str, step: int, send: Sen
 
 async def _answer(endpoint: ModelEndpoint, session_id: str, text: bytes) -> str:
     """A message's reply, from the replica that has the session."""
-    command = await endpoint.read_step(session_id, text)
     try:
+        command = await endpoint.read_step(session_id, text)
         return (await endpoint.answer(await endpoint.manager.step(command))).decode()
     except Elsewhere as error:
         if endpoint.peers is None:
@@ -159,6 +159,7 @@ async def _answer(endpoint: ModelEndpoint, session_id: str, text: bytes) -> str:
             if away.sent and command.step is None:
                 raise unanswered() from None
             with insisting():
+                command = await endpoint.read_step(session_id, text)
                 reply = await endpoint.manager.step(command)
             return (await endpoint.answer(reply)).decode()
         if answer.status == HTTPStatus.OK:
