@@ -10,8 +10,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from model.config import Architecture, ModelSpec, Signal
 from model.errors import (
+    BundleConflict,
     BundleDigestMismatch,
     BundleMalformed,
     BundleMissing,
@@ -31,6 +33,7 @@ from model.errors import (
     BundleVersionUnknown,
 )
 from model.network import Network
+from model.versions import order
 
 FORMAT = 1
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
@@ -117,6 +120,29 @@ def load(directory: Path) -> Bundle:
         quality=quality,
         digest=digest,
     )
+
+
+#: The versions of one model, the newest first
+Lineage = tuple[Bundle, ...]
+
+
+def lineages(bundles: Iterable[Bundle]) -> list[Lineage]:
+    """Bundles by model, in the order of their names' first appearance. Raises BundleConflict if two versions
+    of a model are not told apart by their version or by their weights, or are of another task."""
+    models: dict[str, list[Bundle]] = {}
+    for bundle in bundles:
+        models.setdefault(bundle.name, []).append(bundle)
+    for name, versions in models.items():
+        versions.sort(key=lambda bundle: order(bundle.version), reverse=True)
+        for newer, older in pairwise(versions):
+            if order(newer.version) == order(older.version):
+                raise BundleConflict(f"two bundles are named {name!r} and are of version {newer.version!r}")
+            if newer.spec.architecture.task != older.spec.architecture.task:
+                raise BundleConflict(f"the versions of {name!r} are of two tasks: give one another name")
+        digests = [bundle.digest for bundle in versions]
+        if len(set(digests)) < len(digests):
+            raise BundleConflict(f"two versions of {name!r} have the same weights, digest {digests[0]}")
+    return [tuple(versions) for versions in models.values()]
 
 
 def check_name(name: str) -> None:

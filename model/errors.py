@@ -7,6 +7,7 @@ ModelError
 │   ├── BundleVersionUnknown  written by a newer or foreign format
 │   ├── BundleDigestMismatch  the weights are not the ones the manifest names
 │   ├── BundleTruncated       the weights file ends early or can't be parsed
+│   ├── BundleConflict        two versions of a model can't be told apart, or can't be of one model
 │   └── BundleShapeMismatch   a tensor is missing, surplus, of the wrong shape, or not finite
 ├── ConversionError         a foreign state dict can't become this LSTM
 ├── DataError               a data file can't be read as the task needs it
@@ -40,6 +41,10 @@ class BundleDigestMismatch(BundleError):
 
 class BundleTruncated(BundleError):
     """The weights file is shorter than its own header says, or has no readable header."""
+
+
+class BundleConflict(BundleError):
+    """Bundles that can't be versions of one model."""
 
 
 class BundleShapeMismatch(BundleError):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from service.settings import SettingError, Settings, read, shown
 
 if TYPE_CHECKING:
-    from model.bundle import Bundle
+    from service.launch import Found
 
 SERVE_EPILOG = """\
 Each setting may also come from the environment, as CELLSTATE_ and its name in capitals: CELLSTATE_PORT=8080.
@@ -63,10 +63,39 @@ def parser() -> argparse.ArgumentParser:
             metavar=kind,
             help=(f.metadata["help"] + default).replace("%", "%%"),
         )
+    _add_deploy(commands)
     register(commands)
     _add_precision(commands.choices["evaluate"])
     register_bench(commands)
     return top
+
+
+def _add_deploy(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    deploy = commands.add_parser(
+        "deploy",
+        help="give a running service a new version of a model",
+        description="Gives a service that runs new versions of its models: new sessions go to the newest,"
+        " live ones go by the service's setting `upgrade`. The bundles must stay where they are.",
+    )
+    deploy.set_defaults(func=run_deploy)
+    deploy.add_argument("bundles", metavar="BUNDLE", nargs="+", type=Path, help="directory of a bundle")
+    where = deploy.add_mutually_exclusive_group()
+    where.add_argument("--port", help="door of a `cellstate serve` on this machine (default: 8000)")
+    where.add_argument("--address", default="", help="the Ray cluster that was deployed to")
+
+
+def run_deploy(args: argparse.Namespace) -> int:
+    """`cellstate deploy`."""
+    try:
+        settings = read({"port": args.port})
+    except SettingError as error:
+        print(f"cellstate: {error}", file=sys.stderr)
+        return 2
+    from service import deploying
+
+    return deploying.main(
+        args.bundles, settings.port, args.address or ("" if args.port else settings.address)
+    )
 
 
 def _add_precision(evaluate: argparse.ArgumentParser) -> None:
@@ -106,7 +135,9 @@ def run_serve(args: argparse.Namespace) -> int:
     except SettingError as error:
         print(f"cellstate: {error}", file=sys.stderr)
         return 2
-    settings = replace(settings, models=str(Path(settings.models).absolute()))
+    settings = replace(
+        settings, models=os.pathsep.join(str(Path(p).absolute()) for p in settings.models.split(os.pathsep))
+    )
     if args.local:
         return _serve_local(settings)
     if settings.address:
@@ -133,7 +164,7 @@ def _serve_local(settings: Settings) -> int:
     return 0
 
 
-async def _local(settings: Settings, served: dict[str, tuple[Path, Bundle]]) -> None:
+async def _local(settings: Settings, served: Found) -> None:
     from service import launch, listener
     from service.wiring import build
 
@@ -141,7 +172,7 @@ async def _local(settings: Settings, served: dict[str, tuple[Path, Bundle]]) -> 
     began, stop = loop.time(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, _ask, stop)
-    application = build(settings, [path for path, _ in served.values()])
+    application = build(settings, [path for paths in launch.paths(served).values() for path in paths])
     socket = listener.bind(settings.host, [settings.port])
     if settings.store != "memory:":
         application.direct_url = listener.url(socket, settings.direct_host or settings.host)
@@ -167,7 +198,7 @@ def _serve_on_cluster(settings: Settings) -> int:
     try:
         served = launch.bundles(settings)
         deployments.connect(settings)
-        deployments.deploy(settings, {name: path for name, (path, _) in served.items()})
+        deployments.deploy(settings, launch.paths(served))
     except (launch.Refused, ConnectionError, RuntimeError) as error:
         print(f"cellstate: {error}", file=sys.stderr)
         return 2

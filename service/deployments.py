@@ -8,11 +8,13 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve.schema import LoggingConfig
 
 from service import listener, metrics_merge, shortcut
@@ -24,15 +26,21 @@ from service.settings import SettingError, Settings, direct_port_range, read
 if TYPE_CHECKING:
     from service.wiring import Application
 
-ROOT = "cellstate"
+ROOT, PREFIX = "cellstate", "model-"
 HEARTBEAT_S = 2.0
 #: A replica that was silent for this long is gone.
 SILENCE_S = 7.0
+#: Under which the cluster keeps what a model runs with
+_KEPT = b"cellstate:model:"
 RAY_VERSION = ray.__version__
 
 
 class NotDeployed(RuntimeError):
     """An application can't start; the message is what Serve and its replicas say."""
+
+
+class NotServed(RuntimeError):
+    """There is no such model."""
 
 
 class _Whole:
@@ -63,14 +71,22 @@ async def _answer_lifespan(receive: Receive, send: Send) -> None:
             return
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a model's replicas run with. bundles: paths of its versions."""
+
+    settings: Settings
+    bundles: tuple[Path, ...]
+
+
 @serve.ingress()
 class ModelReplica:
     """One replica of one model: application, engine, and a port of its own."""
 
-    async def __init__(self, settings: Settings, bundle: Path, model: str) -> None:  # type: ignore[misc]
+    async def __init__(self, settings: Settings, bundles: Sequence[Path], model: str) -> None:  # type: ignore[misc]
         from service.wiring import build  # torch: a second and 200 MB that the root's process can do without
 
-        self._application: Application = build(settings, [bundle])
+        self._application: Application = build(settings, bundles)
         socket = listener.bind(settings.host, direct_port_range(settings))
         self._application.direct_url = listener.url(socket, _direct_host(settings))
         await self._application.startup()
@@ -80,6 +96,7 @@ class ModelReplica:
         shortcut.serve(_Whole(self._application, self._prefix))
         replica = serve.get_replica_context().replica_id.unique_id
         entry = Replica(model=model, replica=replica, url=self._application.direct_url)
+        _keep(model, Served(settings, tuple(bundles)))
         self._heartbeat = asyncio.get_running_loop().create_task(_announce(entry))
 
     def __serve_build_asgi_app__(self) -> ASGI:
@@ -156,12 +173,12 @@ class Root:
             await self._cluster.close()
 
 
-def model_application(settings: Settings, model: str, bundle: Path) -> serve.Application:
+def model_application(settings: Settings, model: str, bundles: Sequence[Path]) -> serve.Application:
     """One model, to be run at /v1/models/<model>."""
     gpus = settings.num_gpus if settings.device != "cpu" and _cluster_has_gpu() else 0
     actor = {"num_cpus": 0, "num_gpus": gpus}
     decorate = serve.deployment(num_replicas=settings.replicas, ray_actor_options=actor, **_options(settings))
-    return decorate(ModelReplica).bind(settings, bundle, model)
+    return decorate(ModelReplica).bind(settings, list(bundles), model)
 
 
 def root_application(settings: Settings, models: Sequence[str]) -> serve.Application:
@@ -193,7 +210,7 @@ def _logging(settings: Settings) -> LoggingConfig:
 
 
 def model(args: dict[str, str]) -> serve.Application:
-    """For `serve deploy`: the application of one bundle. `args`: `model`, its name, and any settings."""
+    """For `serve deploy`: the application of one model. `args`: `model`, its name, and any settings."""
     settings, found = _found(args)
     name = args.get("model", "")
     if name not in found:
@@ -207,11 +224,11 @@ def root(args: dict[str, str]) -> serve.Application:
     return root_application(settings, list(found))
 
 
-def _found(args: dict[str, str]) -> tuple[Settings, dict[str, Path]]:
-    from model.bundle import find, load
+def _found(args: dict[str, str]) -> tuple[Settings, dict[str, list[Path]]]:
+    from service import launch
 
     settings = read({name: str(value) for name, value in args.items() if name != "model"})
-    return settings, {load(path).name: path for path in find(Path(settings.models))}
+    return settings, launch.paths(launch.bundles(settings))
 
 
 # Of its own progress Serve tells at length, whatever level it was given.
@@ -232,12 +249,57 @@ def start(directory: Path) -> None:
     )
 
 
+def address() -> str:
+    """Of the Ray that this process has joined."""
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def connect(settings: Settings) -> None:
     """Joins the Ray cluster at `settings.address`."""
     ray.init(address=settings.address, logging_level=logging.ERROR, log_to_driver=False)
 
 
-def deploy(settings: Settings, bundles: Mapping[str, Path]) -> None:
+def join(address: str) -> None:
+    """Joins a Ray that `start` started."""
+    ray.init(address=address, _node_ip_address="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False)
+
+
+def disconnect() -> None:
+    """Leaves it; what is deployed goes on."""
+    ray.shutdown()
+
+
+def served(model: str) -> Served:
+    """What a model that is deployed runs with. Raises NotServed."""
+    names = [name.removeprefix(PREFIX) for name in serve.status().applications if name != ROOT]
+    found = _internal_kv_get(_KEPT + model.encode())
+    if model not in names or found is None:
+        raise NotServed(f"no model {model!r} is served there; there is {', '.join(names) or 'none'}")
+    kept = json.loads(found)
+    return Served(Settings(**kept["settings"]), tuple(map(Path, kept["bundles"])))
+
+
+def _keep(model: str, served: Served) -> None:
+    # With the cluster, as whoever deploys the next version has neither the settings nor the list of bundles
+    kept = {"settings": asdict(served.settings), "bundles": list(map(str, served.bundles))}
+    _internal_kv_put(_KEPT + model.encode(), json.dumps(kept).encode())
+
+
+def deploy_model(settings: Settings, model: str, bundles: Sequence[Path]) -> None:
+    """Replaces a model's replicas by ones with these bundles, and waits until they serve and the old ones are
+    gone. Raises NotDeployed."""
+    application = model_application(settings, model, bundles)
+    try:
+        serve.run(application, name=_name(model), route_prefix=f"/v1/models/{model}")
+    except RuntimeError as error:
+        raise NotDeployed(_failures() or str(error)) from error
+
+
+def _name(model: str) -> str:
+    return PREFIX + model
+
+
+def deploy(settings: Settings, bundles: Mapping[str, Sequence[Path]]) -> None:
     """Runs every application and waits until they serve. Raises NotDeployed with the reason if one can't."""
     serve.start(
         proxy_location="EveryNode",
@@ -246,11 +308,11 @@ def deploy(settings: Settings, bundles: Mapping[str, Path]) -> None:
     )
     targets = [
         serve.RunTarget(
-            target=model_application(settings, name, path),
-            name=f"model-{name}",
+            target=model_application(settings, name, paths),
+            name=_name(name),
             route_prefix=f"/v1/models/{name}",
         )
-        for name, path in bundles.items()
+        for name, paths in bundles.items()
     ]
     targets.append(
         serve.RunTarget(target=root_application(settings, list(bundles)), name=ROOT, route_prefix="/")

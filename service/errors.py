@@ -7,6 +7,7 @@ CellstateError
 ├── NotFound               no such path or model
 │   └── SessionNotFound      no such session, and the step is not 0
 ├── SessionExists          the id is taken by a live session
+├── VersionConflict        the session can't go on with the version of the model that is served
 ├── StepConflict           the step is ahead, or too old, or its inputs differ from those committed
 ├── Gone                   the session was here and is no more
 │   ├── SessionExpired       its time to live ran out
@@ -67,6 +68,10 @@ class SessionExists(CellstateError):
 
 class StepConflict(CellstateError):
     """The step can't be executed or answered again. Facts: `expected_step`, the session's next."""
+
+
+class VersionConflict(CellstateError):
+    """The session is of another version of the model and can't go on with this one. Facts: `version`."""
 
 
 class Gone(CellstateError):

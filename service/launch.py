@@ -23,9 +23,9 @@ from types import FrameType
 
 import httpx
 
-from model.bundle import Bundle, find, load
+from model.bundle import Bundle, find, lineages, load
 from model.errors import BundleError
-from service import front_door, listener, processes, supervisor
+from service import front_door, listener, processes, running, supervisor
 from service.settings import Settings
 
 #: Seconds the front door may take to lead to the models once they are ready.
@@ -36,21 +36,31 @@ class Refused(Exception):
     """The service can't start, and the reason is the user's to change."""
 
 
-def bundles(settings: Settings) -> dict[str, tuple[Path, Bundle]]:
-    """The bundles to serve, by name. Raises Refused."""
-    directory = Path(settings.models)
-    result: dict[str, tuple[Path, Bundle]] = {}
+#: What to serve, by the models' names: the versions, newest first, and where each is
+Found = dict[str, list[tuple[Path, Bundle]]]
+
+
+def bundles(settings: Settings) -> Found:
+    """The bundles to serve. Raises Refused."""
     try:
-        for path in find(directory):
-            bundle = load(path)
-            if bundle.name in result:
-                raise Refused(f"models: {result[bundle.name][0]} and {path} are both named {bundle.name!r}")
-            result[bundle.name] = (path, bundle)
+        found = [(path, load(path)) for place in places(settings) for path in find(place)]
+        models = lineages(bundle for _, bundle in found)
     except BundleError as error:
         raise Refused(str(error)) from error
-    if not result:
-        raise Refused(f"models: no bundle in {directory}; `cellstate train` makes one")
-    return result
+    if not found:
+        raise Refused(f"models: no bundle in {settings.models}; `cellstate train` makes one")
+    where = {(bundle.name, bundle.digest): path for path, bundle in found}
+    return {versions[0].name: [(where[b.name, b.digest], b) for b in versions] for versions in models}
+
+
+def places(settings: Settings) -> list[Path]:
+    """The directories of bundles."""
+    return [Path(place) for place in settings.models.split(os.pathsep)]
+
+
+def paths(found: Found) -> dict[str, list[Path]]:
+    """The same without the bundles."""
+    return {name: [path for path, _ in versions] for name, versions in found.items()}
 
 
 def check_port(settings: Settings) -> None:
@@ -95,10 +105,10 @@ def first_request(bundle: Bundle, base_url: str) -> str:
     )
 
 
-def banner(settings: Settings, served: dict[str, tuple[Path, Bundle]], seconds: float) -> str:
+def banner(settings: Settings, served: Found, seconds: float) -> str:
     """What the user reads when the service is ready."""
     lines = [f"ready after {seconds:.1f} s: {settings.url} (also /docs, /metrics); Ctrl-C stops it", ""]
-    lines += ["A first request:", *(f"  {first_request(b, settings.url)}" for _, b in served.values())]
+    lines += ["A first request:", *(f"  {first_request(v[0][1], settings.url)}" for v in served.values())]
     return "\n".join(lines)
 
 
@@ -128,7 +138,8 @@ def main(arguments: list[str]) -> int:
     try:
         check_port(settings)
         served = bundles(settings)
-        for name, value in environment(directory).items():
+        needed = environment(directory)
+        for name, value in needed.items():
             os.environ.setdefault(name, value)
         from service import deployments
 
@@ -137,8 +148,10 @@ def main(arguments: list[str]) -> int:
         deployments.start(directory)
         # Ray installs a handler of its own meanwhile.
         signal.signal(signal.SIGTERM, end_at_once)
-        deployments.deploy(settings, {name: path for name, (path, _) in served.items()})
+        deployments.deploy(settings, paths(served))
         wait_for_door(settings)
+        about = running.Running(os.getpid(), deployments.address(), {n: os.environ[n] for n in needed})
+        running.announce(settings.port, directory, about)
     except Refused as error:
         print(f"cellstate: {error}", file=sys.stderr)
         return 2
@@ -149,6 +162,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     print(banner(settings, served, time.monotonic() - began), flush=True)
     stop.wait()
+    running.withdraw(settings.port, directory)
     # While it stops, Ray reports its own actors' deaths as errors.
     with (directory / "stop.log").open("w") as log:
         for stream in (sys.stdout, sys.stderr):

@@ -1,6 +1,6 @@
 """Prometheus: the only user of prometheus_client. All below counts in plain numbers; here they get names.
 
-Labels are `model` and what is bounded by the code; never a session id.
+Labels are `model`, `version` and what is bounded by the code; never a session id.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ReasonValues = Callable[[Counters], Counter[str]]
 
 @dataclass(slots=True, frozen=True)
 class Source:
-    """One model's numbers."""
+    """The numbers of one version of a model."""
 
     model: str
     version: str
@@ -69,11 +69,13 @@ class Exposition:
 
     def _session_metrics(self) -> Iterator[Metric]:
         open_now = GaugeMetricFamily(
-            "cellstate_sessions", "Open sessions by the place of their state.", labels=["model", "place"]
+            "cellstate_sessions",
+            "Open sessions by the place of their state.",
+            labels=["model", "version", "place"],
         )
         for source in self._sources:
             for place, count in source.manager.places().items():
-                open_now.add_metric([source.model, place], count)
+                open_now.add_metric([source.model, source.version, place], count)
         yield open_now
         yield self._counter("cellstate_steps", "Steps committed.", lambda c: c.steps)
         yield self._counter("cellstate_sessions_opened", "Sessions opened.", lambda c: c.opened)
@@ -91,31 +93,37 @@ class Exposition:
         )
 
     def _engine_metrics(self) -> Iterator[Metric]:
-        slots = GaugeMetricFamily("cellstate_slots", "Rows of the state pool.", labels=["model", "state"])
+        slots = GaugeMetricFamily(
+            "cellstate_slots", "Rows of the state pool.", labels=["model", "version", "state"]
+        )
         moved = CounterMetricFamily(
             "cellstate_evictions",
             "States moved a tier down: spilled to the host, parked in the store.",
-            labels=["model", "reason"],
+            labels=["model", "version", "reason"],
         )
         back = CounterMetricFamily(
-            "cellstate_restores", "States moved a tier up, when they were wanted.", labels=["model", "reason"]
+            "cellstate_restores",
+            "States moved a tier up, when they were wanted.",
+            labels=["model", "version", "reason"],
         )
         info = GaugeMetricFamily(
             "cellstate_model_info", "1 for each model.", labels=["model", "version", "digest"]
         )
-        running = GaugeMetricFamily("cellstate_running_requests", "Requests being stepped.", labels=["model"])
+        running = GaugeMetricFamily(
+            "cellstate_running_requests", "Requests being stepped.", labels=["model", "version"]
+        )
         for source in self._sources:
-            engine = source.manager.engine
-            slots.add_metric([source.model, "free"], engine.slots.free)
-            slots.add_metric([source.model, "taken"], engine.slots.slots - engine.slots.free)
+            engine, labels = source.manager.engine, [source.model, source.version]
+            slots.add_metric([*labels, "free"], engine.slots.free)
+            slots.add_metric([*labels, "taken"], engine.slots.slots - engine.slots.free)
             counters = source.manager.counters
-            moved.add_metric([source.model, "slots"], engine.evicted - engine.spilled_ahead)
-            moved.add_metric([source.model, "ahead"], engine.spilled_ahead)
-            moved.add_metric([source.model, "host_sessions"], counters.parked)
-            back.add_metric([source.model, "stepped"], engine.restored)
-            back.add_metric([source.model, "fetched"], counters.fetched)
-            info.add_metric([source.model, source.version, source.manager.bundle.digest], 1)
-            running.add_metric([source.model], engine.running)
+            moved.add_metric([*labels, "slots"], engine.evicted - engine.spilled_ahead)
+            moved.add_metric([*labels, "ahead"], engine.spilled_ahead)
+            moved.add_metric([*labels, "host_sessions"], counters.parked)
+            back.add_metric([*labels, "stepped"], engine.restored)
+            back.add_metric([*labels, "fetched"], counters.fetched)
+            info.add_metric([*labels, source.manager.bundle.digest], 1)
+            running.add_metric(labels, engine.running)
         yield from (slots, moved, back, info, running)
         for name, help, attribute in (
             (
@@ -127,21 +135,21 @@ class Exposition:
             ("cellstate_batch_size", "Sessions stepped in one tick.", "batch_size"),
             ("cellstate_commit_seconds", "One group commit to the store.", "commit_seconds"),
         ):
-            parts = (([s.model], getattr(s.manager.counters, attribute)) for s in self._sources)
-            yield _histogram(name, help, ["model"], parts)
+            parts = (([s.model, s.version], getattr(s.manager.counters, attribute)) for s in self._sources)
+            yield _histogram(name, help, ["model", "version"], parts)
         yield self._counter("cellstate_commit_bytes", "Bytes given to the store.", lambda c: c.commit_bytes)
 
     def _counter(self, name: str, help: str, value: CounterValue) -> Metric:
-        family = CounterMetricFamily(name, help, labels=["model"])
+        family = CounterMetricFamily(name, help, labels=["model", "version"])
         for source in self._sources:
-            family.add_metric([source.model], value(source.manager.counters))
+            family.add_metric([source.model, source.version], value(source.manager.counters))
         return family
 
     def _by_reason(self, name: str, help: str, value: ReasonValues) -> Metric:
-        family = CounterMetricFamily(name, help, labels=["model", "reason"])
+        family = CounterMetricFamily(name, help, labels=["model", "version", "reason"])
         for source in self._sources:
             for reason, count in value(source.manager.counters).items():
-                family.add_metric([source.model, reason], count)
+                family.add_metric([source.model, source.version, reason], count)
         return family
 
 

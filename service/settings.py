@@ -45,7 +45,10 @@ class Settings:
         "", "host name in direct_url, if clients know the replica by another than `host`"
     )
     address: str = setting("", "Ray cluster to deploy to (auto, or ray://host:port); none: one of its own")
-    models: str = setting(str(SHIPPED_BUNDLES), "directory of bundles to serve (or one bundle)")
+    models: str = setting(
+        str(SHIPPED_BUNDLES),
+        "directory of bundles to serve (or one bundle), or several with : between; a name may have versions",
+    )
     replicas: int = setting(1, "replicas of each model; more than one needs a shared store", least=1)
     device: str = setting("auto", "where the state lives: auto, cpu, cuda or cuda:N")
     num_gpus: float = setting(1.0, "share of a GPU each replica takes, where there is one", least=0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from model import bundle as bundles
-from model.bundle import Bundle
+from model.bundle import Bundle, Lineage, lineages
 from service.api.app import Api
 from service.api.endpoint import ModelEndpoint
 from service.api.openapi import openapi_json
@@ -29,6 +29,7 @@ from service.sessions.register import Limits
 from service.sessions.shared import SharedManager, Unsafe
 from service.sessions.store import MemoryStore
 from service.sessions.stores import open_store
+from service.sessions.versions import Versions
 from service.settings import SettingError, Settings
 
 log = logging.getLogger("cellstate")
@@ -38,11 +39,11 @@ GC_ALLOCATIONS = 20_000
 
 
 class Application:
-    """One ASGI 3 callable for the bundles it was built with: http, websocket, lifespan."""
+    """One ASGI 3 callable for the models it was built with: http, websocket, lifespan."""
 
-    def __init__(self, settings: Settings, loaded: Sequence[Bundle]) -> None:
+    def __init__(self, settings: Settings, loaded: Sequence[Lineage]) -> None:
         self.settings = settings
-        self._bundles = loaded
+        self._models = loaded
         self._endpoints: dict[str, ModelEndpoint] = {}
         self._started = False
         self._stopping: asyncio.Task[None] | None = None
@@ -81,13 +82,16 @@ class Application:
         device = choose_device(self.settings)
         if device.type == "cpu":
             torch.set_num_threads(self.settings.threads)
-        for bundle in self._bundles:
-            endpoint = make_endpoint(self.settings, bundle, device)
+        for lineage in self._models:
+            endpoint = make_endpoint(self.settings, lineage, device)
             endpoint.direct_url = self._direct_url
-            if isinstance(endpoint.manager, SharedManager):
-                await endpoint.manager.start(self._direct_url)
-            self._endpoints[bundle.name] = endpoint
-        sources = [Source(e.bundle.name, e.bundle.version, e.manager) for e in self._endpoints.values()]
+            await endpoint.manager.start(self._direct_url)
+            self._endpoints[endpoint.bundle.name] = endpoint
+        sources = [
+            Source(manager.bundle.name, manager.bundle.version, manager)
+            for endpoint in self._endpoints.values()
+            for manager in endpoint.manager.managers
+        ]
         self._exposition = Exposition(sources, self.requests)
         # What is here now stays: the collector need not walk torch and Ray each time sessions pile up. And
         # what a request leaves behind goes by its reference count, so the collector need not look so often.
@@ -104,18 +108,17 @@ class Application:
 
     async def _stop(self) -> None:
         managers = [endpoint.manager for endpoint in self._endpoints.values()]
-        shared = [manager for manager in managers if isinstance(manager, SharedManager)]
         drained = await asyncio.gather(*(m.drain(self.settings.drain_s) for m in managers))
         if not all(drained):
             log.warning("requests were still running after %g s", self.settings.drain_s)
-        await asyncio.gather(*(manager.leave() for manager in shared))
+        await asyncio.gather(*(manager.leave() for manager in managers))
         for manager in managers:
             manager.close()
         for endpoint in self._endpoints.values():  # replies that are being written; then streams may close
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(endpoint.turns.rest(), self.settings.drain_s)
         await self.api.streams.stop()
-        for manager in shared:
+        for manager in managers:
             await manager.stop()
         for endpoint in self._endpoints.values():
             if endpoint.peers is not None:
@@ -153,17 +156,51 @@ class Application:
 
 def build(settings: Settings, paths: Sequence[Path]) -> Application:
     """The application for the bundles at those paths. Raises BundleError or SettingError."""
-    loaded = [bundles.load(path) for path in paths]
-    names = [b.name for b in loaded]
-    for name in names:
-        if names.count(name) > 1:
-            raise SettingError(f"models: two bundles are named {name!r}")
+    models = lineages([bundles.load(path) for path in paths])
     choose_device(settings)
-    return Application(settings, loaded)
+    return Application(settings, models)
 
 
-def make_endpoint(settings: Settings, bundle: Bundle, device: torch.device) -> ModelEndpoint:
-    """One model's engine, sessions and endpoint, warm."""
+def make_endpoint(settings: Settings, lineage: Lineage, device: torch.device) -> ModelEndpoint:
+    """One model's engines, sessions and endpoint, warm."""
+    durability = settings.durability
+    if durability == "auto":
+        durability = "none" if settings.store == "memory:" else "journal"
+    limits = Limits(
+        sessions=settings.max_sessions,
+        host_sessions=settings.host_sessions,
+        queue=settings.max_queue,
+        ttl_s=settings.ttl_s,
+        replay_window=settings.replay_window,
+        durability=durability,
+    )
+    newest, older = lineage[0], lineage[1:]
+    if settings.store == "memory:" or settings.upgrade != "pin":
+        for bundle in older:
+            log.info("%s: no session stays on version %s, it is not loaded", bundle.name, bundle.version)
+        older = ()
+    engine = make_engine(settings, newest, device)
+    if settings.store == "memory:":
+        return ModelEndpoint(Versions([SessionManager(newest, engine, MemoryStore(), limits)]), settings)
+    store = open_store(
+        settings.store_address, newest.name, settings.lease_s, fence=settings.unsafe != "fence"
+    )
+    peers = Peers(newest.name, lambda: store.secret, newest.version)
+    specs = {bundle.digest: bundle.spec for bundle in lineage}
+    upkeep = Upkeep(settings.replay_window, settings.history, settings.upgrade, specs)
+    unsafe = Unsafe(fence=settings.unsafe == "fence", window=settings.unsafe == "window")
+    first = SharedManager(newest, engine, store, limits, upkeep, peers.release, unsafe=unsafe)
+    managers = [first]
+    for bundle in older:
+        engine = make_engine(settings, bundle, device)
+        managers.append(
+            SharedManager(bundle, engine, store, limits, upkeep, peers.release, unsafe=unsafe, beside=first)
+        )
+    return ModelEndpoint(Versions(managers), settings, peers)
+
+
+def make_engine(settings: Settings, bundle: Bundle, device: torch.device) -> Engine:
+    """The engine of one version of a model, warm."""
     engine = Engine(
         bundle.network(),
         slots=settings.slots,
@@ -176,27 +213,7 @@ def make_endpoint(settings: Settings, bundle: Bundle, device: torch.device) -> M
         threads=settings.threads,
     )
     engine.runner.warm(min(settings.max_batch, settings.slots))
-    durability = settings.durability
-    if durability == "auto":
-        durability = "none" if settings.store == "memory:" else "journal"
-    limits = Limits(
-        sessions=settings.max_sessions,
-        host_sessions=settings.host_sessions,
-        queue=settings.max_queue,
-        ttl_s=settings.ttl_s,
-        replay_window=settings.replay_window,
-        durability=durability,
-    )
-    if settings.store == "memory:":
-        return ModelEndpoint(bundle, SessionManager(bundle, engine, MemoryStore(), limits), settings)
-    store = open_store(
-        settings.store_address, bundle.name, settings.lease_s, fence=settings.unsafe != "fence"
-    )
-    peers = Peers(bundle.name, lambda: store.secret)
-    upkeep = Upkeep(settings.replay_window, settings.history, settings.upgrade)
-    unsafe = Unsafe(fence=settings.unsafe == "fence", window=settings.unsafe == "window")
-    manager = SharedManager(bundle, engine, store, limits, upkeep, peers.release, unsafe=unsafe)
-    return ModelEndpoint(bundle, manager, settings, peers)
+    return engine
 
 
 def choose_device(settings: Settings) -> torch.device:

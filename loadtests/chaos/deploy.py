@@ -13,7 +13,7 @@ from service.settings import Settings
 def main() -> None:
     settings = Settings(**json.loads(sys.argv[1]))
     deployments.connect(settings)
-    deployments.deploy(settings, {name: path for name, (path, _) in launch.bundles(settings).items()})
+    deployments.deploy(settings, launch.paths(launch.bundles(settings)))
     print(f"deployed from {Path.cwd()}: {settings.replicas} replicas")
 
 

@@ -72,6 +72,11 @@ ADVICE: dict[str, tuple[str, str]] = {
         "What the store keeps of the session is not what was written. Other sessions are not concerned.",
         "Open a new one and send the sequence, or a snapshot, again. The service's log names the record.",
     ),
+    "version_conflict": (
+        "The session is of a version of the model that is not served any more, and its history can't be run"
+        " on the version that is: their inputs differ.",
+        "Open a new session; or have the older version served again, with `upgrade` set to `pin`.",
+    ),
     "deadline_exceeded": (
         "The request was not started within its `timeout_ms`. Nothing was executed.",
         "Send it again, with more time or when there is less to do.",

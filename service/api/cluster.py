@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from model.versions import order
 from service.api.problems import PROBLEM_TYPE, TABLE, problem_json
 from service.asgi import Receive, Scope, Send
 from service.errors import CellstateError, MethodNotAllowed, NotFound, Unavailable
@@ -133,8 +134,8 @@ class Cluster:
         for answer in answers.values():
             for entry in answer.json()["models"]:
                 known = entries.setdefault(entry["name"], entry)
-                if known is not entry and "sessions" in entry:
-                    known["sessions"] = _sum(known.get("sessions", 0), entry["sessions"])
+                if known is not entry:
+                    entries[entry["name"]] = _merged(known, entry)
         missing = [name for name in self._models if name not in entries]
         if missing:
             raise Unavailable(f"no replica of {', '.join(missing)} answers", retry_after_s=1)
@@ -188,6 +189,22 @@ class Cluster:
         except (httpx.HTTPError, TimeoutError):
             return None
         return response if response.status_code == HTTPStatus.OK else None
+
+
+def _merged(one: Facts, other: Facts) -> Facts:
+    """What two replicas say of a model; while a new version comes they may serve different ones."""
+    newest = max(one, other, key=lambda facts: order(facts.get("version", "")))
+    versions: dict[str, Facts] = {}
+    for facts in (*one.get("versions", ()), *other.get("versions", ())):
+        known = versions.get(facts["digest"])
+        if known is not None:
+            new_sessions = known["new_sessions"] or facts["new_sessions"]
+            facts = {**facts, "sessions": _sum(known["sessions"], facts["sessions"])}
+            facts["new_sessions"] = new_sessions
+        versions[facts["digest"]] = facts
+    ordered = sorted(versions.values(), key=lambda facts: order(facts["version"]), reverse=True)
+    sessions = _sum(one.get("sessions", 0), other.get("sessions", 0))
+    return {**newest, "sessions": sessions, "versions": ordered}
 
 
 def _sum(one: Any, other: Any) -> Any:

@@ -6,19 +6,19 @@ import datetime
 from dataclasses import asdict
 from typing import Any
 
-from model.bundle import Bundle
 from service.api.peers import Peers
 from service.api.pieces import read_bulk, read_sequence
 from service.api.render import Renderer, joined
 from service.api.schemas import BulkItem, PredictBody, Sequence, StepBody
 from service.api.turns import Turns
-from service.errors import InvalidValue, TooLarge
+from service.errors import CellstateError, Elsewhere, InvalidValue, TooLarge
 from service.sessions.inputs import InputReader, Steps
-from service.sessions.manager import SessionManager
+from service.sessions.jobs import check_horizon
 from service.sessions.register import SESSION_ID
 from service.sessions.replies import PLAIN, Options, Reply, Sampling, StepCommand
 from service.sessions.session import Session
-from service.sessions.shared import SharedManager
+from service.sessions.snapshot import Snapshot
+from service.sessions.versions import Versions
 from service.settings import Settings
 
 Items = list[tuple[BulkItem, Steps | None]]
@@ -31,28 +31,60 @@ def _single_row(body: BulkItem, steps: Steps | None) -> list[float] | None:
 
 
 class ModelEndpoint:
-    """The model's manager with all that translates for it."""
+    """The model's sessions with all that translates for them. bundle, spec, reader: of the newest version."""
 
-    def __init__(
-        self, bundle: Bundle, manager: SessionManager, settings: Settings, peers: Peers | None = None
-    ) -> None:
+    def __init__(self, manager: Versions, settings: Settings, peers: Peers | None = None) -> None:
         self.peers = peers  # of a manager whose sessions may be elsewhere
-        self.bundle, self.manager, self.settings = bundle, manager, settings
-        self.spec = bundle.spec
-        self.reader = InputReader(bundle.spec, settings.max_steps)
-        self.renderer = Renderer(bundle.spec.architecture.output_size)
+        self.bundle, self.manager, self.settings = manager.newest.bundle, manager, settings
+        self.spec = self.bundle.spec
+        bundles = [version.bundle for version in manager.managers]
+        self._readers = {b.digest: InputReader(b.spec, settings.max_steps) for b in bundles}
+        self._renderers = {
+            width: Renderer(width) for width in {b.spec.architecture.output_size for b in bundles}
+        }
+        self.reader = self._readers[self.bundle.digest]
         self.turns = Turns()
         self.direct_url = ""
 
-    async def hand_over(self, session_id: str) -> bool:
-        """Lets go of a session for another replica; whether it did."""
-        manager = self.manager
-        return isinstance(manager, SharedManager) and await manager.hand_over(session_id)
+    def reader_of(self, session_id: str) -> InputReader:
+        """Of the version that the session is on, or that it would be opened on."""
+        if len(self._readers) == 1:
+            return self.reader
+        return self._readers[self.manager.of(session_id).bundle.digest]
+
+    async def bring(self, session_id: str) -> None:
+        """Finds out which version a session is on, if it can be had. Raises Elsewhere."""
+        if len(self._readers) > 1:
+            try:
+                await self.manager.find(session_id)
+            except Elsewhere:
+                raise
+            except CellstateError:
+                return
 
     async def read_step(self, session_id: str, text: bytes) -> StepCommand:
-        """A body of /steps as a command. Raises BadRequest, InvalidValue or TooLarge, naming the place."""
-        body, steps = await read_sequence(StepBody, text, self.reader, self.turns)
-        return self.step_command(session_id, body, steps)
+        """A body of /steps as a command. Raises BadRequest, InvalidValue or TooLarge, naming the place; or
+        Elsewhere, if what the body must be is only known there."""
+        reader = self.reader_of(session_id)
+        try:
+            return await self._read_step(session_id, text, reader)
+        except InvalidValue:
+            await self.bring(session_id)  # it may be of a version with other inputs
+            if reader is self.reader_of(session_id):
+                raise
+        return await self._read_step(session_id, text, self.reader_of(session_id))
+
+    async def _read_step(self, session_id: str, text: bytes, reader: InputReader) -> StepCommand:
+        body, steps = await read_sequence(StepBody, text, reader, self.turns)
+        return self._step_command(session_id, body, steps, reader)
+
+    def read_snapshot(self, blob: bytes) -> Snapshot:
+        """A body of /state. Raises BadRequest, or InvalidValue for one of a version that is not served."""
+        version = self.manager.by_digest(Snapshot.digest_in(blob))
+        if version is None:  # not `or`: a manager without sessions is empty, and false
+            version = self.manager.newest
+        arch = version.bundle.spec.architecture
+        return Snapshot.parse(blob, arch.num_layers, arch.hidden_size, version.bundle.digest)
 
     async def read_predict(self, text: bytes) -> StepCommand:
         """A body of /predict as a command. Raises the same."""
@@ -74,59 +106,71 @@ class ModelEndpoint:
     async def answer(self, reply: Reply) -> bytes:
         """A step reply as JSON, a long one in turns with everything else."""
         if reply.options is PLAIN and len(reply.outputs) == 1:
-            return self.renderer.reply(reply)
-        return await joined(self.renderer.reply_parts(reply), self.turns)
+            return self.small_answer(reply)
+        return await joined(self._renderer(reply).reply_parts(reply), self.turns)
+
+    def small_answer(self, reply: Reply) -> bytes:
+        """A step reply as JSON in one go."""
+        return self._renderer(reply).reply(reply)
+
+    def _renderer(self, reply: Reply) -> Renderer:
+        return self._renderers[reply.outputs.shape[1]]
 
     async def prediction(self, reply: Reply) -> bytes:
         """A predict reply as JSON, likewise."""
-        return await joined(self.renderer.prediction_parts(reply), self.turns)
+        return await joined(self._renderer(reply).prediction_parts(reply), self.turns)
 
-    def step_command(self, session_id: str, body: StepBody, steps: Steps | None = None) -> StepCommand:
-        """A body of /steps as a command; steps: if they were read before. Raises InvalidValue or TooLarge,
-        naming the place."""
-        steps = self._steps(body) if steps is None else steps
+    async def bulk_command(self, body: BulkItem, steps: Steps | None) -> StepCommand:
+        """A request of a bulk body as a command; steps: if they were read before. Raises what `read_step`
+        does."""
+        reader = self.reader_of(body.session_id)
+        try:
+            return self._step_command(body.session_id, body, steps, reader)
+        except InvalidValue:
+            await self.bring(body.session_id)
+            if reader is self.reader_of(body.session_id):
+                raise
+        return self._step_command(body.session_id, body, None, self.reader_of(body.session_id))
+
+    def _step_command(
+        self, session_id: str, body: StepBody, steps: Steps | None, reader: InputReader
+    ) -> StepCommand:
+        steps = self._steps(body, reader) if steps is None else steps
         returns = body.returns
         if returns is None and body.horizon is None and body.generate is None:
             options = PLAIN
         else:
-            options = self._options(body, ["outputs"] if returns is None else returns, len(steps))
+            options = self._options(body, ["outputs"] if returns is None else returns, len(steps), reader)
         timeout_s = None if body.timeout_ms is None else body.timeout_ms / 1000
         return StepCommand(session_id, steps, body.step, options, timeout_s)
 
     def predict_command(self, body: Sequence, steps: Steps | None = None) -> StepCommand:
         """A body of /predict as a command."""
-        steps = self._steps(body) if steps is None else steps
-        options = self._options(body, ["outputs"], len(steps))
+        steps = self._steps(body, self.reader) if steps is None else steps
+        options = self._options(body, ["outputs"], len(steps), self.reader)
         timeout_s = None if body.timeout_ms is None else body.timeout_ms / 1000
         return StepCommand("", steps, 0, options, timeout_s)
 
-    def _steps(self, body: Sequence) -> Steps:
+    def _steps(self, body: Sequence, reader: InputReader) -> Steps:
         if body.inputs is not None:
             if body.text is not None:
                 raise InvalidValue("inputs and text exclude each other", field="text")
-            return self.reader.series(body.inputs)
+            return reader.series(body.inputs)
         if body.text is not None:
-            return self.reader.text(body.text)
-        wanted = "text" if self.reader.takes_text else "inputs"
+            return reader.text(body.text)
+        wanted = "text" if reader.takes_text else "inputs"
         raise InvalidValue(f"{wanted} is missing", field=wanted)
 
-    def _options(self, body: Sequence, returns: list[Any], count: int) -> Options:
+    def _options(self, body: Sequence, returns: list[Any], count: int, reader: InputReader) -> Options:
         s = self.settings
         if body.horizon is not None:
-            if self.reader.takes_text:
+            if reader.takes_text:
                 raise InvalidValue("a text model generates: use generate, not horizon", field="horizon")
             _at_most("horizon", body.horizon, s.max_horizon)
-            leads = self.spec.architecture.leads
-            if body.horizon > leads and not self.spec.closes_loop:
-                raise InvalidValue(
-                    f"horizon is {body.horizon}, this model sees {leads} steps ahead: its outputs are not all"
-                    " of its inputs, so it can't go on from its own predictions",
-                    field="horizon",
-                )
         sampling = None
         if body.generate is not None:
             g = body.generate
-            if not self.reader.takes_text:
+            if not reader.takes_text:
                 raise InvalidValue("a series model forecasts: use horizon, not generate", field="generate")
             _at_most("generate.length", g.length, s.max_horizon)
             sampling = Sampling(g.length, g.temperature, g.top_k, g.seed)
@@ -136,19 +180,22 @@ class ModelEndpoint:
                 f"gates are given for at most {s.max_traced_steps} steps a request, not {count}",
                 limit=s.max_traced_steps,
             )
-        return Options("outputs" in returns, gates, "state" in returns, body.horizon or 0, sampling)
+        options = Options("outputs" in returns, gates, "state" in returns, body.horizon or 0, sampling)
+        check_horizon(options, reader.spec)
+        return options
 
     def session_facts(self, session: Session) -> dict[str, Any]:
         """One session, as the schema SessionFacts."""
+        manager = self.manager.of(session.id)
         opened = datetime.datetime.fromtimestamp(session.opened_at, datetime.UTC)
         return {
             "session_id": session.id,
             "model": self.bundle.name,
-            "version": self.bundle.version,
+            "version": manager.bundle.version,
             "next_step": session.next_step,
             "direct_url": self.direct_url,
             "ttl_s": session.ttl_s,
-            "expires_in_s": round(self.manager.expires_in(session), 3),
+            "expires_in_s": round(manager.expires_in(session), 3),
             "durability": session.durability,
             "opened_at": opened.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "place": session.state.place.value,
@@ -170,6 +217,15 @@ class ModelEndpoint:
             "parameters": arch.parameters,
             "quality": dict(b.quality),
             "sessions": self.manager.places(),
+            "versions": [
+                {
+                    "version": version.bundle.version,
+                    "digest": version.bundle.digest,
+                    "sessions": version.places(),
+                    "new_sessions": version is self.manager.newest,
+                }
+                for version in self.manager.managers
+            ],
         }
 
 

@@ -28,6 +28,7 @@ from service.errors import (
     TooLarge,
     Unavailable,
     UnsupportedMediaType,
+    VersionConflict,
 )
 
 JSON, HTML, TEXT = "application/json", "text/html", "text/plain"
@@ -39,7 +40,15 @@ WORK_ERRORS: Errors = (NoCapacity, Unavailable)
 RUN_ERRORS: Errors = (*WORK_ERRORS, DeadlineExceeded)
 GONE_ERRORS: Errors = (SessionNotFound, Gone, SessionExpired, SessionLost)
 #: Any of them may have to bring the session here first
-SESSION_ERRORS: Errors = (*MODEL_ERRORS, InvalidValue, *GONE_ERRORS, *WORK_ERRORS, Moving, SessionDamaged)
+SESSION_ERRORS: Errors = (
+    *MODEL_ERRORS,
+    InvalidValue,
+    *GONE_ERRORS,
+    *WORK_ERRORS,
+    Moving,
+    SessionDamaged,
+    VersionConflict,
+)
 
 
 @dataclass(frozen=True, slots=True)

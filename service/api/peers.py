@@ -32,10 +32,11 @@ class PeerAway(Exception):
 
 
 class Peers:
-    """Of one model. secret: what the replicas of the store share."""
+    """Of one model. secret: what the replicas of the store share. newest: the newest version of the
+    model that this replica serves."""
 
-    def __init__(self, model: str, secret: Callable[[], str]) -> None:
-        self._model, self._secret = model, secret
+    def __init__(self, model: str, secret: Callable[[], str], newest: str = "") -> None:
+        self._model, self._secret, self._newest = model, secret, newest
         self.passed_on = 0  # requests
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
@@ -62,7 +63,7 @@ class Peers:
 
     async def release(self, address: str, session_id: str) -> bool | None:
         """Asks a replica to let go of a session: whether it did; None if it did not say."""
-        body = json.dumps({"session_id": session_id}).encode()
+        body = json.dumps({"session_id": session_id, "newest": self._newest}).encode()
         try:
             answer = await self._client.post(
                 f"{address}/v1/models/{self._model}/handover",

@@ -30,6 +30,7 @@ from service.errors import (
     TooLarge,
     Unavailable,
     UnsupportedMediaType,
+    VersionConflict,
 )
 
 PROBLEM_TYPE = "application/problem+json"
@@ -58,6 +59,7 @@ TABLE: dict[type[CellstateError], Kind] = {
     SessionNotFound: Kind(404, "session_not_found", "There is no such session"),
     SessionExists: Kind(409, "session_exists", "The session id is taken"),
     StepConflict: Kind(409, "step_conflict", "The step does not follow"),
+    VersionConflict: Kind(409, "version_conflict", "The session is of another version of the model"),
     Gone: Kind(410, "session_gone", "The session is no more", 4410),
     SessionExpired: Kind(410, "session_expired", "The session has expired", 4410),
     SessionLost: Kind(410, "session_lost", "The session is lost", 4410),

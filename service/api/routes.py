@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from model.versions import order
 from service.api.endpoint import ModelEndpoint, check_session_id
 from service.api.messages import JSON, Request, Response, parse
 from service.api.peers import PeerAway
@@ -28,7 +29,6 @@ from service.errors import CellstateError, Elsewhere, InvalidValue, Moving, NotF
 from service.sessions.custody import insisting
 from service.sessions.inputs import Steps
 from service.sessions.replies import PLAIN, Reply, StepCommand
-from service.sessions.snapshot import Snapshot
 
 SAFETENSORS = "application/vnd.safetensors"
 
@@ -96,8 +96,7 @@ async def export_state(site: Site, request: Request) -> Response:
 async def import_state(site: Site, request: Request) -> Response:
     endpoint = site.endpoint(request.model)
     session_id = check_session_id(request.session_id)
-    arch = endpoint.spec.architecture
-    snapshot = Snapshot.parse(await request.body(), arch.num_layers, arch.hidden_size, endpoint.bundle.digest)
+    snapshot = endpoint.read_snapshot(await request.body())
     opened = await endpoint.manager.restore(session_id, snapshot)
     facts = endpoint.session_facts(await endpoint.manager.find(session_id))
     return _json(201 if opened else 200, facts)
@@ -125,7 +124,9 @@ async def hand_over(site: Site, request: Request) -> Response:
     if endpoint.peers is None or not endpoint.peers.is_peer(request):
         raise NotFound(f"there is nothing at {request.scope['path'][:200]!r}; /docs lists what there is")
     body = await request.json(HandoverBody)
-    return _json(200, await endpoint.hand_over(body.session_id))
+    if body.newest is not None and order(body.newest) < order(endpoint.bundle.version):
+        return _json(200, False)  # of what this one has, that replica can't go on with all
+    return _json(200, await endpoint.manager.hand_over(body.session_id))
 
 
 async def bulk_step(site: Site, request: Request) -> Response:
@@ -141,7 +142,7 @@ async def bulk_step(site: Site, request: Request) -> Response:
         commands.append(None)
         try:
             body = item if isinstance(item, BulkItem) else _bulk_item(item)
-            commands[-1] = command = endpoint.step_command(body.session_id, body, steps)
+            commands[-1] = command = await endpoint.bulk_command(body, steps)
             futures.append(endpoint.manager.step(command, pull=False))
         except CellstateError as error:
             futures.append(error)
@@ -155,7 +156,7 @@ async def bulk_step(site: Site, request: Request) -> Response:
                 raise future
             reply = await future
             small = reply.options is PLAIN and len(reply.outputs) == 1
-            results.append(endpoint.renderer.reply(reply) if small else await endpoint.answer(reply))
+            results.append(endpoint.small_answer(reply) if small else await endpoint.answer(reply))
         except Elsewhere as error:
             elsewhere.setdefault(error.address, []).append(number - 1)
             results.append(_error(error))
@@ -198,7 +199,8 @@ async def _pass_on(
     futures: list[asyncio.Future[Reply] | CellstateError] = []
     for place in places:
         command = commands[place]
-        assert command is not None  # noqa: S101  it was elsewhere, so it was one
+        if command is None:
+            continue  # what it must be is only known there: the client is told to come back
         try:
             if sent and command.step is None:
                 raise unanswered()

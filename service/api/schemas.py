@@ -135,9 +135,10 @@ class RewindBody(Body):
 
 
 class HandoverBody(Body):
-    """POST /handover, of one replica to another."""
+    """POST /handover, of one replica to another. newest: the newest version that the asking one serves."""
 
     session_id: SessionId
+    newest: str | None = None
 
 
 # Replies: these describe, for OpenAPI; the hot path renders without them (`render`).
@@ -235,8 +236,17 @@ class SignalFacts(BaseModel):
     std: float
 
 
+class VersionFacts(BaseModel):
+    """One version of a model, with the sessions that are on it."""
+
+    version: str
+    digest: str
+    sessions: dict[str, int]
+    new_sessions: bool = Field(description="whether sessions are opened on it: it is the newest")
+
+
 class ModelFacts(BaseModel):
-    """One model."""
+    """One model; all but `sessions` and `versions` is of its newest version."""
 
     name: str
     version: str
@@ -250,6 +260,7 @@ class ModelFacts(BaseModel):
     parameters: int
     quality: dict[str, Any]
     sessions: dict[str, int]
+    versions: list[VersionFacts]
 
 
 class ModelList(BaseModel):

@@ -74,8 +74,7 @@ class Streams:
             if not self.stopping:
                 raise
             await _tell(send, Stopping("the service is stopping; come back", retry_after_s=1))
-            at = endpoint.manager.next_step(session_id)
-            reason = "" if at is None else dumps({"next_step": at})
+            reason = _where(endpoint, session_id)
             await send({"type": "websocket.close", "code": 1012, "reason": reason})
         except OSError:
             raise
@@ -123,7 +122,7 @@ async def _converse(
                 raise BadRequest("a stream takes text frames with JSON in them, not binary ones")
             answer = await _answer(endpoint, session_id, text.encode())
         except CellstateError as error:
-            if not await _went_on(send, error):
+            if not await _went_on(send, error, endpoint, session_id):
                 return
         else:
             await send({"type": "websocket.send", "text": answer})
@@ -142,14 +141,14 @@ async def _repeat(endpoint: ModelEndpoint, session_id: str, step: int, send: Sen
         for reply in replies:
             await send({"type": "websocket.send", "text": (await endpoint.answer(reply)).decode()})
     except CellstateError as error:
-        return await _went_on(send, error)
+        return await _went_on(send, error, endpoint, session_id)
     return True
 
 
 async def _answer(endpoint: ModelEndpoint, session_id: str, text: bytes) -> str:
     """A message's reply, from the replica that has the session."""
-    command = await endpoint.read_step(session_id, text)
     try:
+        command = await endpoint.read_step(session_id, text)
         return (await endpoint.answer(await endpoint.manager.step(command))).decode()
     except Elsewhere as error:
         if endpoint.peers is None:
@@ -160,6 +159,7 @@ async def _answer(endpoint: ModelEndpoint, session_id: str, text: bytes) -> str:
             if away.sent and command.step is None:
                 raise unanswered() from None
             with insisting():
+                command = await endpoint.read_step(session_id, text)
                 reply = await endpoint.manager.step(command)
             return (await endpoint.answer(reply)).decode()
         if answer.status == HTTPStatus.OK:
@@ -167,13 +167,20 @@ async def _answer(endpoint: ModelEndpoint, session_id: str, text: bytes) -> str:
         return '{"error":' + answer.body.decode() + "}"
 
 
-async def _went_on(send: Send, error: CellstateError) -> bool:
+async def _went_on(send: Send, error: CellstateError, endpoint: ModelEndpoint, session_id: str) -> bool:
     """Tells an error, and closes the stream if it must end; whether it goes on."""
     await _tell(send, error)
     close = TABLE[type(error)].close
     if close is not None:
-        await send({"type": "websocket.close", "code": close})
+        reason = _where(endpoint, session_id) if isinstance(error, Stopping) else ""
+        await send({"type": "websocket.close", "code": close, "reason": reason})
     return close is None
+
+
+def _where(endpoint: ModelEndpoint, session_id: str) -> str:
+    """Where the session is, as the reason of a close; empty if that is not known here."""
+    at = endpoint.manager.next_step(session_id)
+    return "" if at is None else dumps({"next_step": at})
 
 
 async def _tell(send: Send, error: CellstateError) -> None:

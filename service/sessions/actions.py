@@ -30,6 +30,8 @@ class Actions:
 
     def put(self, session: Session, snapshot: Snapshot, opened: bool) -> bool:
         """The session goes on from the snapshot; what was before is not known any more. Returns `opened`."""
+        if snapshot.digest != self._bundle.digest:
+            raise RuntimeError("a snapshot of another version of the model came to this one's engine")
         adopted = self._engine.adopt(snapshot.state, session.id)  # first what can fail: it keeps a state
         self._residence.forget(session)
         session.state = adopted

@@ -7,19 +7,22 @@ whose outcome is not known, ends the copy, and the next request reads the sessio
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import zlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.bundle import Bundle
+from model.config import ModelSpec
+from model.versions import order
 from service.engine.engine import Engine
 from service.engine.jobs import Job, Place, Prepared, StateHandle
 from service.errors import (
@@ -33,6 +36,7 @@ from service.errors import (
     SessionNotFound,
     StepConflict,
     Unavailable,
+    VersionConflict,
 )
 from service.sessions.counters import Counters
 from service.sessions.inputs import InputReader
@@ -93,16 +97,18 @@ States = NDArray[np.float32]
 @dataclass(slots=True, frozen=True)
 class Upkeep:
     """history: steps that can be forked from or gone back to, at least. upgrade: what becomes of a session of
-    another version of the model: pin, replay or reset."""
+    another version of the model: pin, replay or reset. specs: of the versions that are known, by digest."""
 
     window: int
     history: int
     upgrade: str
+    specs: Mapping[str, ModelSpec] = field(default_factory=dict)
 
 
 class Custody:
     """Of one model in one replica. run: runs a job on the engine to its end, and commits it there. release:
-    asks the replica at an address to let go of a session: whether it did; None if there was no answer."""
+    asks the replica at an address to let go of a session: whether it did; None if there was no answer.
+    beside: of a newer version of the model in this replica, whose lease serves both."""
 
     def __init__(
         self,
@@ -114,11 +120,13 @@ class Custody:
         run: Run,
         release: Release,
         on_lost: Callable[[], None],
+        beside: Custody | None = None,
     ) -> None:
         self.store, self._bundle, self._engine, self._upkeep = store, bundle, engine, upkeep
         self._counters, self._run, self._release = counters, run, release
         self._reader = InputReader(bundle.spec, 1)
-        self.lease = Lease(store, on_lost)
+        self._leads = beside is None
+        self.lease: Lease = Lease(store, on_lost) if beside is None else beside.lease.share(on_lost)
         self._loop = asyncio.get_running_loop()
         self._address = ""
         self._sweeping: asyncio.Task[None] | None = None
@@ -128,8 +136,9 @@ class Custody:
     async def start(self, address: str) -> None:
         """Joins the store. Raises StoreError."""
         self._address = address
-        await self.lease.take(address)
-        self._sweeping = self._loop.create_task(self._sweep())
+        if self._leads:
+            await self.lease.take(address)
+            self._sweeping = self._loop.create_task(self._sweep())
 
     async def _sweep(self) -> None:
         """Ends what nobody has come back for, now and then."""
@@ -141,8 +150,9 @@ class Custody:
         """Leaves the store; sessions that were not released are as if the replica had died."""
         for task in (*self._tasks, *([self._sweeping] if self._sweeping else [])):
             task.cancel()
-        await self.lease.give_up()
-        await self.store.close()
+        if self._leads:
+            await self.lease.give_up()
+            await self.store.close()
 
     def opening(self, ttl_s: float, durability: str, snapshot: Saved | None = None) -> Opening:
         return Opening(ttl_s, durability, self._bundle.version, self._bundle.digest, snapshot)
@@ -232,6 +242,8 @@ class Custody:
             raw, _ = decode(record, session_id)
             try:
                 steps = self._reader.prepared(raw)
+                if len(steps) != end - first:
+                    raise ValueError("it is of another number of inputs")
             except ValueError as error:
                 raise CorruptRecord(f"step {first} of session {session_id} does not fit: {error}") from error
             parts.append(steps[at - first : min(end, step) - first])
@@ -263,32 +275,57 @@ class Custody:
         return 2, arch.num_layers, arch.hidden_size
 
     async def _upgrade(self, session: Session, image: Image) -> None:
-        """A session of another version of the model: pinned ones wait for it; others go on with this one."""
-        if self._upkeep.upgrade == "pin":
-            await self.store.release([Leaving(session.id, image.epoch, image.next_step)])
-            raise Unavailable(
-                f"session {session.id} is of version {image.version} of the model, which is not served here",
-                retry_after_s=5,
-            )
-        if self._upkeep.upgrade == "replay":
-            whole = await self.store.claim(session.id, None, 2**62)  # all that is kept
-            if not isinstance(whole, Image):
-                raise Moving(f"session {session.id} went on to another replica", retry_after_s=0)
-            session.epoch, records = whole.epoch, whole.records
-            first = span(records[0])[0] if records else image.next_step
-            zeros = Saved(first, pack(self.zeros()))
-            state = await self._rebuilt(session.id, zeros, records, image.next_step)
-        else:
-            state = self._engine.adopt(self.zeros(), session.id)
+        """A session of another version of the model, which is not served here: it waits, or goes on with this
+        one. Raises Unavailable or VersionConflict; the session is nobody's then, and as it was."""
+        try:
+            ahead = order(image.version) > order(self._bundle.version)
+            if ahead or self._upkeep.upgrade == "pin":
+                raise Unavailable(
+                    f"session {session.id} is of version {image.version} of the model, which is not served"
+                    f" here{' yet, or no more' if ahead else ''}",
+                    retry_after_s=5,
+                )
+            if self._upkeep.upgrade == "replay":
+                state = await self._replayed_whole(session, image)
+            else:
+                state = self._engine.adopt(self.zeros(), session.id)
+        except BaseException:
+            with contextlib.suppress(StoreError):
+                await self.store.release([Leaving(session.id, session.epoch, image.next_step)])
+            raise
         saved = Saved(image.next_step, pack(self._engine.read(state)))
         try:
             await self.store.rewrite(self._rewriting(session, saved, keep=True, snapshots=False))
+            self._fill_window(session, image)
         except BaseException:
             self._engine.forget(state)
             raise
         session.state, session.saved_step = state, image.next_step
-        self._fill_window(session, image)
         self._counters.upgraded[self._upkeep.upgrade] += 1
+
+    async def _replayed_whole(self, session: Session, image: Image) -> StateHandle:
+        """The state that this version of the model comes to by all that is kept of the session's inputs."""
+        whole = await self.store.claim(session.id, None, 2**62)
+        if not isinstance(whole, Image):
+            raise Moving(f"session {session.id} has just moved; come back", retry_after_s=0)
+        session.epoch, records = whole.epoch, whole.records
+        before, spec = self._upkeep.specs.get(image.digest), self._bundle.spec
+        if before is not None and before.vocabulary != spec.vocabulary:
+            raise self._unlike(session.id, image.version, "vocabulary")
+        width = len(spec.inputs)
+        for record in records if width else ():
+            first, end = span(record)
+            if len(decode(record, session.id)[0]) != (end - first) * width * 8:
+                raise self._unlike(session.id, image.version, "number of inputs")
+        first = span(records[0])[0] if records else image.next_step
+        return await self._rebuilt(session.id, Saved(first, pack(self.zeros())), records, image.next_step)
+
+    def _unlike(self, session_id: str, version: str, what: str) -> VersionConflict:
+        return VersionConflict(
+            f"session {session_id} is of version {version} of the model, which has another {what} than"
+            f" version {self._bundle.version}: its history can't be replayed",
+            version=version,
+        )
 
     def _rewriting(self, session: Session, saved: Saved, *, keep: bool, snapshots: bool) -> Rewriting:
         b = self._bundle

@@ -18,10 +18,11 @@ from service.errors import InvalidValue, TooLarge
 @dataclass(slots=True)  # frozen would double the cost of making one
 class Steps:
     """T steps: `prepared` for the engine, `raw` as the client meant them (float64 [T, I], or int32 tokens),
-    by which a retry is recognised."""
+    by which a retry is recognised. spec: of the model they were read for."""
 
     prepared: Prepared
     raw: bytes
+    spec: ModelSpec | None = None
 
     def __len__(self) -> int:
         return len(self.prepared)
@@ -30,7 +31,7 @@ class Steps:
 def joined(parts: list[Steps]) -> Steps:
     """Steps that follow each other, as one."""
     prepared: NDArray[Any] = np.concatenate([steps.prepared for steps in parts])
-    return Steps(prepared, b"".join([steps.raw for steps in parts]))
+    return Steps(prepared, b"".join([steps.raw for steps in parts]), parts[0].spec)
 
 
 class InputReader:
@@ -65,7 +66,7 @@ class InputReader:
         if normalised.max() > MAX_NORMALISED or normalised.min() < -MAX_NORMALISED:
             t, i = np.argwhere(np.abs(normalised) > MAX_NORMALISED)[0].tolist()
             raise self._far_off(t, i, inputs[t][i])
-        return Steps(normalised.astype(np.float32), raw.tobytes())
+        return Steps(normalised.astype(np.float32), raw.tobytes(), self.spec)
 
     def _one_row(self, row: list[float]) -> Steps:
         """The same for a single step, which most requests are: five calls of numpy cost more than the rest
@@ -74,7 +75,7 @@ class InputReader:
         if max(normalised) > MAX_NORMALISED or min(normalised) < -MAX_NORMALISED:
             i = next(i for i, value in enumerate(normalised) if abs(value) > MAX_NORMALISED)
             raise self._far_off(0, i, row[i])
-        return Steps(np.array([normalised], np.float32), self._pack(*row))
+        return Steps(np.array([normalised], np.float32), self._pack(*row), self.spec)
 
     def single_rows(self, rows: list[list[float]]) -> list[Steps] | None:
         """A step of each of many sessions, all at once; None if one of them is not as it must be."""
@@ -86,7 +87,7 @@ class InputReader:
         if normalised.max() > MAX_NORMALISED or normalised.min() < -MAX_NORMALISED:
             return None
         prepared = normalised.astype(np.float32)[:, None]
-        return [Steps(row, numbers.tobytes()) for row, numbers in zip(prepared, raw, strict=True)]
+        return [Steps(row, numbers.tobytes(), self.spec) for row, numbers in zip(prepared, raw, strict=True)]
 
     def prepared(self, raw: bytes) -> Prepared:
         """Steps that were read before, from their raw form. Raises ValueError for those of another width."""
@@ -97,6 +98,16 @@ class InputReader:
             return tokens
         numbers = np.frombuffer(raw, np.float64).reshape(-1, self._width)
         return self._scaler.normalise(numbers).astype(np.float32)
+
+    def again(self, steps: Steps) -> Steps:
+        """Steps that were read for another version of the model. Raises InvalidValue or TooLarge."""
+        if steps.spec is None or bool(steps.spec.vocabulary) != self.takes_text:
+            raise InvalidValue("the inputs are of another kind of model", field="inputs")
+        if self.takes_text:
+            known = steps.spec.vocabulary
+            return self.text("".join(known[token] for token in np.frombuffer(steps.raw, np.int32)))
+        rows: list[list[float]] = np.frombuffer(steps.raw).reshape(len(steps), -1).tolist()
+        return self.series(rows)
 
     def _far_off(self, t: int, i: int, value: float) -> InvalidValue:
         return InvalidValue(
@@ -118,7 +129,7 @@ class InputReader:
                 f"text[{at}] is {error.args[0]!r}, which is not in the model's vocabulary",
                 field=f"text[{at}]",
             ) from None
-        return Steps(tokens, tokens.astype(np.int32).tobytes())
+        return Steps(tokens, tokens.astype(np.int32).tobytes(), self.spec)
 
     def _check_count(self, count: int, what: str) -> None:
         if not count:

@@ -6,6 +6,7 @@ from model.config import ModelSpec
 from service.engine.engine import Engine
 from service.engine.jobs import Job
 from service.engine.rollouts import Forecast, Generation
+from service.errors import InvalidValue
 from service.sessions.replies import PLAIN, Options, Reply, StepCommand
 from service.sessions.session import Ticket
 
@@ -42,6 +43,17 @@ def reply_of(ticket: Ticket, command: StepCommand, job: Job, engine: Engine, spe
         gates=job.trace_result if options.gates else None,
         state=engine.read_new(job) if options.state else None,
     )
+
+
+def check_horizon(options: Options, spec: ModelSpec) -> None:
+    """Raises InvalidValue for a horizon that a model can't see to."""
+    leads = spec.architecture.leads
+    if options.horizon > leads and not spec.closes_loop:
+        raise InvalidValue(
+            f"horizon is {options.horizon}, this model sees {leads} steps ahead: its outputs are not all"
+            " of its inputs, so it can't go on from its own predictions",
+            field="horizon",
+        )
 
 
 def _rollout(options: Options, spec: ModelSpec) -> Forecast | Generation | None:

@@ -24,7 +24,7 @@ class Lease:
     test of the tests goes on whatever the store says."""
 
     def __init__(self, store: Store, on_lost: Callable[[], None], *, trusted: bool = True) -> None:
-        self._store, self._on_lost, self._trusted = store, on_lost, trusted
+        self._store, self._on_lost, self._trusted = store, [on_lost], trusted
         self._loop = asyncio.get_running_loop()
         self._until = float("-inf")
         self._renewing: asyncio.Task[None] | None = None
@@ -34,6 +34,11 @@ class Lease:
     def holds(self) -> bool:
         """Whether nobody else can own this replica's sessions now."""
         return self._loop.time() < self._until or not self._trusted
+
+    def share(self, on_lost: Callable[[], None]) -> Lease:
+        """The same, for others who own sessions by it."""
+        self._on_lost.append(on_lost)
+        return self
 
     async def take(self, address: str) -> None:
         """Joins under that address, and renews from now on. Raises StoreError."""
@@ -64,7 +69,8 @@ class Lease:
                     continue
                 log.warning("the lease ran out and another replica took over; joining again")
                 self._until, joined, wait = float("-inf"), False, 0.0
-                self._on_lost()
+                for on_lost in self._on_lost:
+                    on_lost()
             except Exception as error:  # noqa: BLE001  a replica that gives up renewing is of no use any more
                 log.warning("the lease could not be renewed: %s: %s", type(error).__name__, error)
                 wait = AGAIN

@@ -69,6 +69,14 @@ class SessionManager:
     def __len__(self) -> int:
         return len(self._register)
 
+    def holds(self, session_id: str) -> bool:
+        """Whether the session is here, or on its way."""
+        return self._register.get(session_id) is not None
+
+    def ids(self) -> set[str]:
+        """Of the open sessions."""
+        return {session.id for session in self._register}
+
     def places(self) -> dict[str, int]:
         """Open sessions, by the place of their state."""
         device, host, store = self.engine.resident, self.engine.on_host, self.engine.host.stored
@@ -106,29 +114,39 @@ class SessionManager:
 
     def end(self, session_id: str) -> asyncio.Future[None]:
         """Ends a session when the requests before this one are done."""
-        return self._act(session_id, self._close)
+        return self._act(session_id, lambda manager, session: manager._close(session))
 
     def snapshot(self, session_id: str) -> asyncio.Future[Snapshot]:
         """The state after the requests before this one."""
-        return self._act(session_id, self._actions.take_snapshot, reads=True)
+        return self._act(
+            session_id, lambda manager, session: manager._actions.take_snapshot(session), reads=True
+        )
 
     def restore(self, session_id: str, snapshot: Snapshot) -> asyncio.Future[bool]:
         """Puts a session where the snapshot was; opens it if need be. The future: whether it was opened."""
         self._check_accepting()
         session = self._register.get(session_id)
         if session is not None:
-            return self._act(session_id, lambda session: self._actions.put(session, snapshot, False))
+            return self._act(
+                session_id, lambda manager, session: manager._actions.put(session, snapshot, False)
+            )
         future = self._loop.create_future()
         future.set_result(self._actions.put(self._register.open(session_id), snapshot, True))
         return future
 
     def fork(self, session_id: str, new_id: str | None, at_step: int | None) -> asyncio.Future[Session]:
         """Opens a new session from this one's state after the requests before this one."""
-        return self._act(session_id, lambda session: self._actions.fork(session, new_id, at_step), reads=True)
+        return self._act(
+            session_id,
+            lambda manager, session: manager._actions.fork(session, new_id, at_step),
+            reads=True,
+        )
 
     def rewind(self, session_id: str, step: int) -> asyncio.Future[Session]:
         """Puts a session back to where it was before a step, after the requests before this one."""
-        return self._act(session_id, lambda session: self._actions.rewind(session, step), reads=True)
+        return self._act(
+            session_id, lambda manager, session: manager._actions.rewind(session, step), reads=True
+        )
 
     def next_step(self, session_id: str) -> int | None:
         """Where a session is, if it is here."""
@@ -138,7 +156,7 @@ class SessionManager:
     def replies(self, session_id: str, step: int) -> asyncio.Future[list[Reply]]:
         """What was answered from `step` on, for a stream that goes on after a break. Raises StepConflict if
         that is not kept any more."""
-        return self._act(session_id, lambda session: self._actions.replies(session, step))
+        return self._act(session_id, lambda manager, session: manager._actions.replies(session, step))
 
     # Steps
 
@@ -215,10 +233,11 @@ class SessionManager:
     def _act(
         self,
         session_id: str,
-        action: Callable[[Session], T] | Callable[[Session], Coroutine[Any, Any, T]],
+        action: Callable[[Any, Session], T] | Callable[[Any, Session], Coroutine[Any, Any, T]],
         *,
         reads: bool = False,
     ) -> asyncio.Future[T]:
+        """action: gets the manager that has the session when its turn comes, and the session."""
         self._check_accepting()
         session = self._register.get(session_id)
         if session is None:
@@ -326,7 +345,7 @@ class SessionManager:
                 session.current = ticket
                 self._residence.fetch(session, ticket)
             else:
-                result = ticket.action(session)
+                result = ticket.action(self, session)
                 if asyncio.iscoroutine(result):
                     session.current, ticket.busy = ticket, True
                     self._begin(self._carry_out(session, ticket, result))

@@ -30,7 +30,7 @@ class Ticket:
 
     future: asyncio.Future[Any]
     command: StepCommand | None = None
-    action: Callable[[Session], Any] | None = None
+    action: Callable[[Any, Session], Any] | None = None  # of the manager that has the session then
     reads: bool = False  # the action needs the session's state at hand
     session: Session | None = None
     job: Job | None = None

@@ -23,10 +23,13 @@ from service.errors import (
     Elsewhere,
     EngineFailure,
     Moving,
+    NoCapacity,
     SessionExists,
     SessionNotFound,
 )
 from service.sessions.custody import INSIST, TOGETHER, Custody, Release, States, Upkeep, pack, told
+from service.sessions.inputs import InputReader
+from service.sessions.jobs import check_horizon
 from service.sessions.lease import Lease
 from service.sessions.manager import Finished, SessionManager
 from service.sessions.record import encode
@@ -39,6 +42,8 @@ from service.sessions.stores.protocol import (
     Ending,
     Entry,
     Fenced,
+    Image,
+    Leaving,
     Opening,
     Saved,
     Stale,
@@ -72,15 +77,33 @@ class SharedManager(SessionManager):
         release: Release,
         clock: Callable[[], float] = time.monotonic,
         unsafe: Unsafe | None = None,
+        beside: SharedManager | None = None,
     ) -> None:
+        """beside: of a newer version of the model in this replica; they share the lease."""
         super().__init__(bundle, engine, MemoryStore(), limits, clock)
         self._unsafe = unsafe or Unsafe()
         self._runs: dict[Job, asyncio.Future[None]] = {}  # jobs that restore a session
-        self.custody = Custody(
-            store, bundle, engine, upkeep, self.counters, self._run, release, self._on_lost
+        self.custody: Custody = Custody(
+            store,
+            bundle,
+            engine,
+            upkeep,
+            self.counters,
+            self._run,
+            release,
+            self._on_lost,
+            None if beside is None else beside.custody,
         )
-        self.custody.lease = Lease(store, self._on_lost, trusted=not self._unsafe.fence)
+        if beside is None:
+            self.custody.lease = Lease(store, self._on_lost, trusted=not self._unsafe.fence)
+        self._reader = InputReader(bundle.spec, 2**31)
+        self._newest: SharedManager = self
+        self._versions: dict[str, SharedManager] = {bundle.digest: self}  # served here, by digest
         self._register.on_expired = self._on_expired
+
+    def serve_beside(self, newest: SharedManager, versions: dict[str, SharedManager]) -> None:
+        """Tells it of the other versions of the model that this replica serves, by digest."""
+        self._newest, self._versions = newest, versions
 
     async def start(self, address: str) -> None:
         """Joins the store, as the replica at that address. Raises StoreError, or InvalidValue if the store
@@ -119,7 +142,7 @@ class SharedManager(SessionManager):
     async def _open(self, session_id: str | None, opening: Opening) -> Session:
         session_id = session_id or self._register.new_id()
         taken = SessionExists(f"session {session_id} is open already", session_id=session_id)
-        if self._register.get(session_id) is not None:
+        if self._register.get(session_id) is not None or self._held_beside(session_id) is not None:
             raise taken
         session = self._arrive(session_id, opening, pull=False)
         ticket = Ticket(self._loop.create_future(), action=_itself, session=session)
@@ -139,7 +162,7 @@ class SharedManager(SessionManager):
         return await self._act(session_id, _itself)
 
     def end(self, session_id: str) -> asyncio.Future[None]:
-        return self._act(session_id, self._end)
+        return self._act(session_id, SharedManager._end)
 
     async def _end(self, session: Session) -> None:
         await self.custody.end(session, Ending.CLOSED)
@@ -147,44 +170,48 @@ class SharedManager(SessionManager):
 
     def restore(self, session_id: str, snapshot: Snapshot) -> asyncio.Future[bool]:
         self._check_accepting()
-        opening = self._opening()
+        target = self._versions[snapshot.digest]
         session = self._register.get(session_id)
         if session is None:
-            session = self._arrive(session_id, opening, pull=False)
+            session = self._arrive(session_id, target._opening(), pull=False)
         else:
             session.newly = False
 
-        async def put(session: Session) -> bool:
-            await self.custody.replace(session, snapshot.next_step, snapshot.state, keep=False)
-            return self._actions.put(session, snapshot, session.newly)
+        async def put(manager: SharedManager, session: Session) -> bool:
+            await target.custody.replace(session, snapshot.next_step, snapshot.state, keep=False)
+            if manager is target:
+                return manager._actions.put(session, snapshot, session.newly)
+            manager._unload(session)  # the next request finds it to be of the snapshot's version
+            return session.newly
 
         return self._enqueue(session, Ticket(self._loop.create_future(), action=put, session=session))
 
     def fork(self, session_id: str, new_id: str | None, at_step: int | None) -> asyncio.Future[Session]:
-        async def fork(session: Session) -> Session:
+        async def fork(manager: SharedManager, session: Session) -> Session:
             step = session.next_step if at_step is None else at_step
-            values = await self._values(session, step)
+            values = await manager._values(session, step)
             saved = None if values is None else Saved(step, pack(values))
-            return await self._open(new_id, self.custody.opening(session.ttl_s, session.durability, saved))
+            opening = manager.custody.opening(session.ttl_s, session.durability, saved)
+            return await manager._open(new_id, opening)
 
         return self._act(session_id, fork, reads=True)
 
     def rewind(self, session_id: str, step: int) -> asyncio.Future[Session]:
-        async def rewind(session: Session) -> Session:
-            if step == session.next_step:
-                return session
-            values = await self._values(session, step)
-            if values is None:
-                values = self.custody.zeros()
-            await self.custody.replace(session, step, values, keep=True)
-            self._residence.forget(session)
-            session.state = self.engine.adopt(values, session.id)
-            session.next_step = step
-            session.window = ReplayWindow(self.limits.replay_window, session.window.before(step))
-            self._residence.tidy_soon()
-            return session
+        return self._act(session_id, lambda manager, session: manager._rewind(session, step), reads=True)
 
-        return self._act(session_id, rewind, reads=True)
+    async def _rewind(self, session: Session, step: int) -> Session:
+        if step == session.next_step:
+            return session
+        values = await self._values(session, step)
+        if values is None:
+            values = self.custody.zeros()
+        await self.custody.replace(session, step, values, keep=True)
+        self._residence.forget(session)
+        session.state = self.engine.adopt(values, session.id)
+        session.next_step = step
+        session.window = ReplayWindow(self.limits.replay_window, session.window.before(step))
+        self._residence.tidy_soon()
+        return session
 
     async def _values(self, session: Session, step: int) -> States | None:
         """The state before a step of the session, None for zeros. Raises StepConflict."""
@@ -197,12 +224,16 @@ class SharedManager(SessionManager):
     # To and from other replicas
 
     def hand_over(self, session_id: str) -> asyncio.Future[bool]:
-        """Lets go of a session for another replica, after the requests before this one. False if it is in
-        memory alone and would lose what a retry is answered from; those of it are passed on."""
-        self._check_accepting()
-        if self._register.get(session_id) is None:
+        """Lets go of a session for another replica, after the requests before this one; also while this one
+        stops. False if it is in memory alone and would lose what a retry is answered from; those of it are
+        passed on."""
+        if not self.custody.lease.holds:
+            raise _fenced()
+        session = self._register.get(session_id)
+        if session is None:
             return self._loop.create_task(self.custody.disown(session_id))
-        return self._act(session_id, self._hand_over)
+        action = SharedManager._hand_over
+        return self._enqueue(session, Ticket(self._loop.create_future(), action=action, session=session))
 
     async def _hand_over(self, session: Session) -> bool:
         if session.durability == "none":
@@ -241,6 +272,18 @@ class SharedManager(SessionManager):
         joined = self.custody.lease.joined
         try:
             image = await self.custody.claim(session.id, opening, pull, INSIST.get(), by_step)
+        except Exception as error:  # noqa: BLE001  those who wait are told, whatever it is
+            session.current = None
+            self._unload(session, told(error), opened=opening is not None)
+            return
+        home = self._versions.get(image.digest, self._newest)
+        if home is self:
+            await self._settle_in(session, image, opening, joined)
+        else:
+            self._pass_over(session, image, opening, home, joined)
+
+    async def _settle_in(self, session: Session, image: Image, opening: Opening | None, joined: int) -> None:
+        try:
             await self.custody.restore(session, image)
             if joined != self.custody.lease.joined:
                 raise Fenced("the lease was lost while the session came")
@@ -253,6 +296,51 @@ class SharedManager(SessionManager):
         self._register.settle(session)
         self._residence.tidy_soon()
         self._advance(session)
+
+    def _pass_over(
+        self, session: Session, image: Image, opening: Opening | None, home: SharedManager, joined: int
+    ) -> None:
+        """A session that has come is of another version: that one's manager has it from now on, and all who
+        wait for it."""
+        waiting, session.waiting = session.waiting or [], None
+        session.current = None
+        self._register.drop(session)
+        try:
+            other = home._register.arrive(session.id)
+        except NoCapacity as error:
+            for ticket in waiting:
+                self._finish(ticket, error=error)
+            leaving = Leaving(session.id, image.epoch, image.next_step)
+            self.custody.in_background(self.custody.store.release([leaving]))
+            return
+        other.current = Ticket(self._loop.create_future(), busy=True)
+        for ticket in waiting:
+            self._lend(ticket, home)
+            ticket.session = other
+            other.wait(ticket)
+        home._begin(home._settle_in(other, image, opening, joined))
+
+    def _lend(self, ticket: Ticket, to: SharedManager) -> None:
+        """Another version's manager answers this request."""
+        self._in_flight -= 1
+        to._in_flight += 1
+        if self.draining and not self._in_flight:
+            self._quiet.set()
+
+    def _held_beside(self, session_id: str) -> SharedManager | None:
+        """The manager of another version that has the session."""
+        others = (manager for manager in self._versions.values() if manager is not self)
+        return next((manager for manager in others if manager.holds(session_id)), None)
+
+    def _reroute(self, ticket: Ticket, session_id: str) -> None:
+        to = self._held_beside(session_id)
+        if to is None and self._register.get(session_id) is None:
+            to = self._newest
+        if to is None or to is self:
+            super()._reroute(ticket, session_id)
+        else:
+            self._lend(ticket, to)
+            to._reroute(ticket, session_id)
 
     def _unload(self, session: Session, error: CellstateError | None = None, *, opened: bool = False) -> None:
         """The copy of a session that is here ends. Those who wait are told the error; without one, or from a
@@ -307,7 +395,10 @@ class SharedManager(SessionManager):
             raise _fenced()
         command = ticket.command
         if self._unsafe.window and command is not None and (command.step or 0) < session.next_step:
-            ticket.command = replace(command, step=None)
+            ticket.command = command = replace(command, step=None)
+        if command is not None and len(self._versions) > 1 and command.steps.spec is not self.bundle.spec:
+            check_horizon(command.options, self.bundle.spec)
+            ticket.command = replace(command, steps=self._reader.again(command.steps))
         super()._take_up(session, ticket)
 
     def _commit(self, finished: list[Finished]) -> None:
@@ -416,7 +507,7 @@ def _fenced() -> Moving:
     return Moving("the lease ran out during the request; come back", retry_after_s=0)
 
 
-def _itself(session: Session) -> Session:
+def _itself(manager: SharedManager, session: Session) -> Session:
     return session
 
 

@@ -49,6 +49,16 @@ class Snapshot:
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text + data
 
+    @staticmethod
+    def digest_in(blob: bytes) -> str:
+        """The digest of the model that a snapshot says it is of; empty if it can't be read."""
+        try:
+            header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+            digest = header["__metadata__"]["model_digest"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return ""
+        return digest if isinstance(digest, str) else ""
+
     @classmethod
     def parse(cls, blob: bytes, layers: int, hidden: int, digest: str) -> Snapshot:
         """Reads a snapshot for the model of that size and digest. Raises BadRequest for what is not a

@@ -89,7 +89,7 @@ def test_an_empty_directory_of_models_says_how_to_get_one(tmp_path: Path) -> Non
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
     for place in ("a", "b"):
         random_bundle(tmp_path / place, layers=1, hidden=4, inputs=1, name="twin")
-    with pytest.raises(launch.Refused, match="both named 'twin'"):
+    with pytest.raises(launch.Refused, match="two bundles are named 'twin'"):
         launch.bundles(Settings(models=str(tmp_path)))
 
 

@@ -7,7 +7,10 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -15,7 +18,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.asyncio.client import connect
 
-from tests.conftest import RayService, below, free_port, members, shipped_or_made, start
+from loadtests.bundles import random_bundle
+from model.bundle import save
+from tests.conftest import RayService, below, free_port, members, shipped_or_made, start, wait_ready
 
 pytestmark = pytest.mark.ray
 
@@ -104,3 +109,40 @@ def test_an_interrupted_start_leaves_no_process(
     process.communicate(timeout=60)
     assert process.returncode == 0
     assert members(sessions) == []
+
+
+def test_a_new_version_is_deployed_while_a_session_lives(tmp_path: Path) -> None:
+    bundle = random_bundle(tmp_path / "models" / "tiny", layers=1, hidden=8, inputs=2, name="tiny")
+    weights = {name: tensor * 0.5 for name, tensor in bundle.weights.items()}
+    save(replace(bundle, version="2", weights=weights), tmp_path / "tiny-2")
+    port = free_port()
+    deploy = [sys.executable, "-m", "service.cli", "deploy", str(tmp_path / "tiny-2"), "--port", str(port)]
+    store = f"sqlite:{tmp_path / 'sessions.db'}"
+    process = start("--models", str(tmp_path / "models"), "--port", str(port), "--store", store)
+    try:
+        wait_ready(process, url := f"http://127.0.0.1:{port}")
+        session = f"{url}/v1/models/tiny/sessions/a"
+        first = httpx.post(f"{session}/steps", json={"step": 0, "inputs": [[0.5, -0.5]]})
+        assert first.status_code == 200
+        assert httpx.get(session).json()["version"] == "0"
+        done = subprocess.run(deploy, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "version 2" in done.stdout
+        facts = _get(session)
+        assert (facts["version"], facts["next_step"]) == ("2", 1)
+        again = subprocess.run(deploy, capture_output=True, text=True, timeout=120)
+        assert (again.returncode, again.stderr) == (2, "cellstate: tiny: these weights are served already\n")
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    gone = subprocess.run(deploy, capture_output=True, text=True, timeout=120)
+    assert gone.returncode == 2
+    assert "no `cellstate serve` of yours runs" in gone.stderr
+
+
+def _get(url: str) -> dict[str, object]:
+    """What is there, once the door knows the new replica."""
+    while (reply := httpx.get(url)).status_code == 503:
+        time.sleep(0.1)
+    facts: dict[str, object] = reply.raise_for_status().json()
+    return facts
