@@ -79,7 +79,16 @@ class Ground:
         self._redis = RedisServer(directory / "redis") if store == "redis" else None
         self._sqlite = directory / "sessions.sqlite"
         address = self._redis.url if self._redis else f"sqlite:{self._sqlite}"
-        self._flags = ["--models", str(models), "--device", "cpu", "--store", address, "--durability", "journal"]
+        self._flags = [
+            "--models",
+            str(models),
+            "--device",
+            "cpu",
+            "--store",
+            address,
+            "--durability",
+            "journal",
+        ]
         self._flags += ["--lease-s", str(lease_s), "--drain-s", str(STOP_S)]
         self._replicas: list[Replica] = []
 

@@ -248,9 +248,13 @@ class Custody:
         if at != step:
             raise CorruptRecord(f"the journal of session {session_id} ends at step {at}, not {step}")
         try:
-            steps = self._reader.prepared(b"".join(parts))  # all at once: one by one it takes as long as to run
+            steps = self._reader.prepared(
+                b"".join(parts)
+            )  # all at once: one by one it takes as long as to run
         except ValueError as error:
-            raise CorruptRecord(f"a step after {base} of session {session_id} does not fit: {error}") from error
+            raise CorruptRecord(
+                f"a step after {base} of session {session_id} does not fit: {error}"
+            ) from error
         if saved is None:
             state = StateHandle(name=session_id)
         else:
