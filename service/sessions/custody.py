@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -318,7 +319,7 @@ class Custody:
         width = len(spec.inputs)
         for record in records if width else ():
             first, end = span(record)
-            if len(decode(record, session.id)[0]) != (end - first) * width * 8:
+            if len(raw_inputs(record, session.id)) != (end - first) * width * 8:
                 raise self._unlike(session.id, image.version, "number of inputs")
         first = span(records[0])[0] if records else image.next_step
         return await self._rebuilt(session.id, Saved(first, pack(self.zeros())), records, image.next_step)

@@ -1,7 +1,7 @@
 """A loss of power, as far as it can be shown: of each file only what was synced is still there.
 
-A library preloaded into a subprocess copies a file whenever it is synced. The subprocess commits, says what was
-acknowledged, and is killed; then the copies are put in the files' place.
+A library preloaded into a subprocess copies a file whenever it is synced. The subprocess commits, says what
+was acknowledged, and is killed; then the copies are put in the files' place.
 """
 
 from __future__ import annotations
