@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -37,10 +38,9 @@ class Rollout(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """scratch: for what the service itself leaves, with a short path. logs: for what it prints. old, new: the
-    two bundles. flags: of `cellstate serve`, for every process."""
+    """logs: a directory for what it prints. old, new: the two bundles. flags: of `cellstate serve`, for every
+    process."""
 
-    scratch: Path
     logs: Path
     old: Path
     new: Path
@@ -49,10 +49,8 @@ class Plan:
 
     def spawn(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         """`cellstate` with these arguments; its log has that name."""
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(Path.cwd()), os.getenv("PYTHONPATH")))),
-            "TMPDIR": str(self.scratch),
-        }
+        here = os.pathsep.join(filter(None, (str(Path.cwd()), os.getenv("PYTHONPATH"))))
+        environment = os.environ | {"PYTHONPATH": here}
         return spawn([sys.executable, "-m", "service.cli", *command], self.log(name), environment)
 
     def log(self, name: str) -> Path:
@@ -138,11 +136,12 @@ class Plain:
 
 
 async def end(process: subprocess.Popen[bytes]) -> None:
-    """As a user ends it; kill -9 if that does not help."""
+    """As a user ends it: asked once, and again if that takes long, then it removes what it made at once."""
+    for patience_s in (STOP_S, STOP_S / 4):
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(process.wait, patience_s)
     if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            await asyncio.to_thread(process.wait, STOP_S)
-        except subprocess.TimeoutExpired:
-            tree.kill_all(process.pid)
-            await asyncio.to_thread(process.wait)
+        tree.kill_all(process.pid)
+        await asyncio.to_thread(process.wait)

@@ -1,10 +1,10 @@
 """Gives a service a new version of a model while its sessions are stepped; then looks for damage.
 
 For each policy (the setting `upgrade`): starts a redis-server and a service on Ray, opens sessions, steps
-them at a bounded rate, runs `cellstate deploy` in the middle, opens some more, and goes on. With --plain there
-is no Ray: processes of `cellstate serve --local`, replaced one after the other. Then every reply is compared
-with the float64 reference of the version that must have made it, every session's next step with what its
-client counted, and every exported state with the reference's.
+them at a bounded rate, runs `cellstate deploy` in the middle, opens some more, and goes on. With --plain
+there is no Ray: processes of `cellstate serve --local`, replaced one after the other. Then every reply is
+compared with the float64 reference of the version that must have made it, every session's next step with what
+its client counted, and every exported state with the reference's.
 
 Exit code: 0 when nothing was lost, doubled or wrong, 1 when something was, 2 when it could not be seen.
 """
@@ -219,7 +219,7 @@ async def upgrade(args: argparse.Namespace, policy: str, directory: Path, old: B
     redis = RedisServer(place / "redis")
     flags = ["--store", redis.url, "--upgrade", policy, "--history", str(HISTORY)]
     flags += ["--precision", "fp32", "--device", "cpu", "--durability", "journal"]
-    plan = Plan(directory, place, directory / "one", directory / "two", args.replicas, flags)
+    plan = Plan(place, directory / "one", directory / "two", args.replicas, flags)
     service: Rollout = Plain(plan) if args.plain else OnRay(plan)
     clients: Clients | None = None
     try:
@@ -281,8 +281,7 @@ def show(rows: Iterable[Row]) -> None:
 def main() -> int:
     args = _parser().parse_args()
     processes.adopt_orphans()
-    # Short: what the service puts there has paths of sockets, which allow about 100 characters.
-    directory = Path(tempfile.mkdtemp(prefix="u-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="upgrade-"))
     try:
         rows = asyncio.run(upgrades(args, directory))
     except (Failed, ClientError) as error:
