@@ -4,7 +4,7 @@
 
 Replicas are processes of `cellstate serve --local` with a 2x256 LSTM of random weights, on this machine, with
 one store between them: a redis-server of our own (append-only file, synced every second), or a SQLite file.
-Each session has 200 requests of one step in its journal. Times are the client's, which runs on the same cores.
+Each session has 200 requests of one step in its journal. Times are the client's, on the same cores.
 
 - moves: a step at the replica that does not own the session. First those of sessions with all of the journal
   behind them; then their moves back, of states that were saved when they left; beside steps that stay.
@@ -48,7 +48,7 @@ ROW = "[" + ",".join(f"{0.1 * i:.1f}" for i in range(8)) + "]"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the table, in milliseconds. target: of p99 or, where it is about all of them, of the last."""
+    """One line of the table, in milliseconds. target: of p99 or, if it is about all of them, of the last."""
 
     store: str
     what: str
@@ -79,7 +79,16 @@ class Ground:
         self._redis = RedisServer(directory / "redis") if store == "redis" else None
         self._sqlite = directory / "sessions.sqlite"
         address = self._redis.url if self._redis else f"sqlite:{self._sqlite}"
-        self._flags = ["--models", str(models), "--device", "cpu", "--store", address, "--durability", "journal"]
+        self._flags = [
+            "--models",
+            str(models),
+            "--device",
+            "cpu",
+            "--store",
+            address,
+            "--durability",
+            "journal",
+        ]
         self._flags += ["--lease-s", str(lease_s), "--drain-s", str(STOP_S)]
         self._replicas: list[Replica] = []
 
@@ -102,7 +111,7 @@ class Ground:
             async with Redis.from_url(self._redis.url) as redis:
                 for key in await redis.keys(f"cellstate:{{{MODEL}}}:owner:*"):
                     if (await redis.get(key) or b"").decode() == replica.url:
-                        return max(0.0, await redis.pttl(key) / 1e3)
+                        return max(0.0, float(await redis.pttl(key)) / 1e3)
             return 0.0
         with contextlib.closing(sqlite3.connect(self._sqlite)) as db:
             found = db.execute("SELECT max(until) FROM replica WHERE address = ?", (replica.url,)).fetchone()

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -248,9 +249,13 @@ class Custody:
         if at != step:
             raise CorruptRecord(f"the journal of session {session_id} ends at step {at}, not {step}")
         try:
-            steps = self._reader.prepared(b"".join(parts))  # all at once: one by one it takes as long as to run
+            steps = self._reader.prepared(
+                b"".join(parts)
+            )  # all at once: one by one it takes as long as to run
         except ValueError as error:
-            raise CorruptRecord(f"a step after {base} of session {session_id} does not fit: {error}") from error
+            raise CorruptRecord(
+                f"a step after {base} of session {session_id} does not fit: {error}"
+            ) from error
         if saved is None:
             state = StateHandle(name=session_id)
         else:
@@ -314,7 +319,7 @@ class Custody:
         width = len(spec.inputs)
         for record in records if width else ():
             first, end = span(record)
-            if len(decode(record, session.id)[0]) != (end - first) * width * 8:
+            if len(raw_inputs(record, session.id)) != (end - first) * width * 8:
                 raise self._unlike(session.id, image.version, "number of inputs")
         first = span(records[0])[0] if records else image.next_step
         return await self._rebuilt(session.id, Saved(first, pack(self.zeros())), records, image.next_step)
