@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,8 +179,20 @@ def model_application(settings: Settings, model: str, bundles: Sequence[Path]) -
     """One model, to be run at /v1/models/<model>."""
     gpus = settings.num_gpus if settings.device != "cpu" and _cluster_has_gpu() else 0
     actor = {"num_cpus": 0, "num_gpus": gpus}
+    # The count is Serve's business: with it among the arguments, scaling would replace every replica.
+    bound = replace(settings, replicas=1)
     decorate = serve.deployment(num_replicas=settings.replicas, ray_actor_options=actor, **_options(settings))
-    return decorate(ModelReplica).bind(settings, list(bundles), model)
+    deployment = decorate(ModelReplica)
+    # Serve would take every deploy for new code, and replace the replicas of one that only scales.
+    deployment._version = _fingerprint(bound, bundles)
+    return deployment.bind(bound, list(bundles), model)
+
+
+def _fingerprint(settings: Settings, bundles: Sequence[Path]) -> str:
+    """Changes with what a replica is made from."""
+    parts = [repr(settings), version("cellstate"), *(str(path) for path in bundles)]
+    manifests = [(path / "manifest.json").read_bytes() for path in bundles]
+    return hashlib.sha256(b"\0".join([*(part.encode() for part in parts), *manifests])).hexdigest()[:16]
 
 
 def root_application(settings: Settings, models: Sequence[str]) -> serve.Application:

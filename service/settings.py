@@ -60,7 +60,7 @@ class Settings:
     threads: int = setting(1, "threads of tensor arithmetic in each replica on a CPU", least=1)
     store: str = setting(
         "sqlite:",
-        "where sessions are kept: sqlite:PATH (no path: sessions.db in cellstate's folder below $XDG_STATE_HOME),"
+        "where sessions are kept: sqlite:PATH (no path: cellstate/sessions.db below $XDG_STATE_HOME),"
         " redis://HOST:PORT/DATABASE or memory:",
     )
     durability: str = setting(

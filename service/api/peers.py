@@ -20,7 +20,9 @@ log = logging.getLogger("cellstate.api")
 HEADER = b"x-cellstate-peer"
 #: Of a request's headers, those that are passed on
 KEPT = (b"content-type", b"content-encoding")
-CONNECT_S, RELEASE_S, ANSWER_S = 0.5, 2.0, 60.0
+CONNECT_S, RELEASE_S = 0.5, 2.0
+#: Longest that a request passed on is waited for: an owner that is paused keeps its connections open
+ANSWER_S = 10.0
 
 
 class PeerAway(Exception):

@@ -11,12 +11,14 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from service.sessions.stores.protocol import Fenced, Store, StoreError
+from service.sessions.stores.protocol import Fenced, Store, StoreAway, StoreError
 
 log = logging.getLogger("cellstate")
 
 #: Of a lease, after which it is renewed; and after which again when that failed
 RENEW, AGAIN = 1 / 3, 1 / 20
+#: Seconds that a start waits for a store that is away, and between two looks
+START_S, AWAY_S = 20.0, 1.0
 
 
 class Lease:
@@ -41,8 +43,18 @@ class Lease:
         return self
 
     async def take(self, address: str) -> None:
-        """Joins under that address, and renews from now on. Raises StoreError."""
-        await self._join(address)
+        """Joins under that address, and renews from now on. Waits a while for a store that is away: it may
+        have been started, or killed, at the same time. Raises StoreError."""
+        deadline = self._loop.time() + START_S
+        while True:
+            try:
+                await self._join(address)
+                break
+            except StoreAway as error:
+                if self._loop.time() > deadline:
+                    raise
+                log.warning("waiting for the store: %s", error)
+                await asyncio.sleep(AWAY_S)
         self._renewing = self._loop.create_task(self._renew(address))
 
     async def _join(self, address: str) -> None:
