@@ -12,7 +12,13 @@ from model.config import Architecture, ModelSpec, Signal
 
 
 def random_bundle(
-    directory: Path, layers: int = 2, hidden: int = 256, inputs: int = 8, name: str = "", seed: int = 0
+    directory: Path,
+    layers: int = 2,
+    hidden: int = 256,
+    inputs: int = 8,
+    name: str = "",
+    seed: int = 0,
+    version: str = "0",
 ) -> Bundle:
     """Writes a series model to `directory`, whose outputs are its inputs one step later."""
     arch = Architecture(
@@ -27,7 +33,7 @@ def random_bundle(
     }
     bundle = Bundle(
         name=name or f"random-{layers}x{hidden}",
-        version="0",
+        version=version,
         spec=ModelSpec(architecture=arch, inputs=signals, outputs=signals),
         weights=weights,
         description="Random weights, for load tests.",

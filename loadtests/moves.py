@@ -48,7 +48,7 @@ ROW = "[" + ",".join(f"{0.1 * i:.1f}" for i in range(8)) + "]"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the table, in milliseconds. target: of p99 or, where it is about all of them, the last."""
+    """One line of the table, in milliseconds. target: of p99 or, if it is about all of them, of the last."""
 
     store: str
     what: str

@@ -24,12 +24,15 @@ from service.settings import Settings
 
 ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WATCHED = (*ASKED, signal.SIGCHLD)
+#: Longest path of a temporary directory that is taken: HAProxy's sockets lie two directories below it, the
+#: second with a name of 56 characters, and may have 97 in all.
+LONGEST_ROOT = 8
 
 
 def scratch_directory() -> Path:
-    """A private directory for sockets and logs. Its path is short: sockets allow about 100 characters."""
+    """A private directory for sockets and logs, with a short path."""
     root = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="cellstate-", dir=root if len(root) < 16 else "/tmp"))  # noqa: S108
+    return Path(tempfile.mkdtemp(prefix="cellstate-", dir=root if len(root) <= LONGEST_ROOT else "/tmp"))  # noqa: S108
 
 
 def launch(settings: Settings, directory: Path) -> list[str]:

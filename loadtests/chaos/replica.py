@@ -60,7 +60,7 @@ class Replica:
 
     def kill(self) -> int:
         """kill -9 of it and all below it. How many there were."""
-        if not self.alive or self._process is None:
+        if self._process is None or self._process.poll() is not None:
             return 0
         killed = tree.kill_all(self.pid)
         self._process.wait()

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from loadtests.bundles import random_bundle
 from model.bundle import Bundle
 from model.config import Architecture, ModelSpec
-from service import launch, listener
+from service import launch, listener, supervisor
 from service.cli import main, parser
 from service.settings import Settings, shown
 
@@ -151,3 +152,14 @@ def _free_port() -> int:
     with listener.bind("127.0.0.1", [0]) as probe:
         port: int = probe.getsockname()[1]
         return port
+
+
+@pytest.mark.parametrize("root", ["/tmp", "/tmp/s-12345678"])
+def test_the_sockets_below_the_scratch_directory_have_paths_that_haproxy_takes(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", root)
+    directory = supervisor.scratch_directory()
+    directory.rmdir()
+    node = "f" * 56  # Serve's name for the files of one node
+    assert len(str(directory / node / "metrics.sock")) <= 97
