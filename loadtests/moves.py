@@ -130,6 +130,7 @@ class Client:
     def __init__(self) -> None:
         limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
         self._http = httpx.AsyncClient(limits=limits, timeout=120.0, trust_env=False)
+        self._turns = asyncio.Semaphore(CONNECTIONS)  # httpx's own queue takes longer the longer it is
         self.next_step: dict[str, int] = {}
 
     async def step(self, replica: Replica, session: str) -> float:
@@ -138,7 +139,7 @@ class Client:
         path = f"{replica.url}/v1/models/{MODEL}/sessions/{session}/steps"
         began = time.perf_counter()
         while True:
-            answer = await self._http.post(path, content=body, headers={"content-type": "application/json"})
+            answer = await self._post(path, body)
             if answer.status_code == httpx.codes.OK:
                 self.next_step[session] += 1
                 return time.perf_counter() - began
@@ -152,7 +153,7 @@ class Client:
                 f'{{"session_id":"{name}","step":{self.next_step[name]},"inputs":[{ROW}]}}' for name in left
             ]
             path, body = f"{replica.url}/v1/models/{MODEL}/steps", f'{{"requests":[{",".join(items)}]}}'
-            answer = await self._http.post(path, content=body, headers={"content-type": "application/json"})
+            answer = await self._post(path, body)
             results = answer.raise_for_status().json()["results"]
             again = [name for name, result in zip(left, results, strict=True) if "error" in result]
             for name in set(left).difference(again):
@@ -167,6 +168,10 @@ class Client:
         self.next_step |= dict.fromkeys(sessions, 0)
         for _ in range(steps):
             await asyncio.gather(*(self.bulk(replica, part) for part in parts(sessions)))
+
+    async def _post(self, path: str, body: str) -> httpx.Response:
+        async with self._turns:
+            return await self._http.post(path, content=body, headers={"content-type": "application/json"})
 
     async def _pause(self, problem: dict[str, Any]) -> None:
         if problem["status"] not in (429, 503):
