@@ -68,7 +68,7 @@ def main() -> int:
         if not shutil.which("wrk"):
             raise Failed("wrk is not installed (Debian: apt-get install wrk)")
         with contextlib.ExitStack() as stack:
-            url = args.url or stack.enter_context(service(args.layers, args.hidden))
+            url = args.url or stack.enter_context(service(args.layers, args.hidden, store=args.store))
             target = look(url.rstrip("/"), args.model)
             rows = measure(target, args)
     except (Failed, httpx.HTTPError) as error:
@@ -84,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="model to step (default: the first one)")
     parser.add_argument("--layers", type=int, default=2, help="of the model started (default: 2)")
     parser.add_argument("--hidden", type=int, default=256, help="of the model started (default: 256)")
+    parser.add_argument(
+        "--store", default="memory:", help="of the service started; sqlite: is a file of the run's own"
+    )
     parser.add_argument("--seconds", type=int, default=5, choices=range(1, 61), metavar="1-60", help="a row")
     parser.add_argument("--connections", type=_counts, default=[1, 64], help="of HTTP (default: 1,64)")
     parser.add_argument("--streams", type=_counts, default=[1, 32], help="WebSockets (default: 1,32)")
@@ -101,18 +104,19 @@ def _counts(text: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def service(layers: int, hidden: int, *flags: str) -> Iterator[str]:
+def service(layers: int, hidden: int, *flags: str, store: str = "memory:") -> Iterator[str]:
     """A service of our own with a bundle of random weights, ended in the end. flags: more for `serve`. Gives
     its address."""
     from loadtests.bundles import random_bundle
 
     with tempfile.TemporaryDirectory() as directory, socket.socket() as probe:
         random_bundle(Path(directory) / "lstm", layers, hidden, name="lstm")
+        store = f"sqlite:{directory}/sessions.db" if store == "sqlite:" else store
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        command = [sys.executable, "-m", "service.cli", "serve", "--models", directory, "--port", str(port)]
-        command += flags
+        command = [sys.executable, "-m", "service.cli", "serve", "--models", f"{directory}/lstm"]
+        command += ["--port", str(port), "--store", store, *flags]
         print(f"starting a service with a {layers}x{hidden} LSTM", file=sys.stderr)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:

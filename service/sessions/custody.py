@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from model.bundle import Bundle
 from model.config import ModelSpec
 from model.versions import order
 from service.engine.engine import Engine
-from service.engine.jobs import Job, Place, Prepared, StateHandle
+from service.engine.jobs import Job, Place, StateHandle
 from service.errors import (
     CellstateError,
     Elsewhere,
@@ -41,7 +40,8 @@ from service.errors import (
 from service.sessions.counters import Counters
 from service.sessions.inputs import InputReader
 from service.sessions.lease import Lease
-from service.sessions.record import CorruptRecord, decode, span
+from service.sessions.neighbours import Neighbours, Release
+from service.sessions.record import CorruptRecord, check, raw_inputs, span
 from service.sessions.session import Session
 from service.sessions.stores.protocol import (
     Absent,
@@ -89,7 +89,6 @@ def insisting() -> Iterator[None]:
         INSIST.reset(token)
 
 
-Release = Callable[[str, str], Awaitable[bool | None]]
 Run = Callable[[Job], Awaitable[None]]
 States = NDArray[np.float32]
 
@@ -123,7 +122,7 @@ class Custody:
         beside: Custody | None = None,
     ) -> None:
         self.store, self._bundle, self._engine, self._upkeep = store, bundle, engine, upkeep
-        self._counters, self._run, self._release = counters, run, release
+        self._counters, self._run, self._neighbours = counters, run, Neighbours(release)
         self._reader = InputReader(bundle.spec, 1)
         self._leads = beside is None
         self.lease: Lease = Lease(store, on_lost) if beside is None else beside.lease.share(on_lost)
@@ -186,7 +185,7 @@ class Custody:
             settled = found.held_s >= SETTLED_S
             if not mine and not (insist or (pull and settled)):
                 raise Elsewhere(found.address)
-            let_go = None if mine else await self._release(found.address, session_id)
+            let_go = None if mine else await self._neighbours.release(found, session_id)
             if let_go:
                 self._counters.takeovers["handed over"] += 1
                 continue
@@ -194,7 +193,7 @@ class Custody:
                 raise Elsewhere(found.address)
             if self._loop.time() > deadline:
                 raise Moving(f"the replica that owns session {session_id} does not answer", retry_after_s=1)
-            await asyncio.sleep(min(0.1, found.lease_s + 0.005))
+            await self._neighbours.wait(found)
 
     def _absent(self, session_id: str, ending: Ending | None) -> CellstateError:
         if ending is Ending.EXPIRED:
@@ -226,38 +225,43 @@ class Custody:
         window = self._upkeep.window
         newest = [record for record in image.records if span(record)[1] > image.next_step - window]
         for record in newest:
-            decode(record, session.id)  # a damaged one is found now and not when a retry wants it
+            check(record, session.id)  # a damaged one is found now and not when a retry wants it
         session.window = ReplayWindow(window, newest)
 
     async def _rebuilt(
         self, session_id: str, saved: Saved | None, records: Sequence[bytes], step: int
     ) -> StateHandle:
         """The state before `step`: a snapshot, and the records behind it run again."""
-        at = 0 if saved is None else saved.step
-        parts: list[Prepared] = []
+        base = at = 0 if saved is None else saved.step
+        size, parts = self._reader.step_bytes, []
         for record in records:
             first, end = span(record)
             if first > at or end <= at:
                 raise CorruptRecord(f"the journal of session {session_id} has no step {at}")
-            raw, _ = decode(record, session_id)
-            try:
-                steps = self._reader.prepared(raw)
-                if len(steps) != end - first:
-                    raise ValueError("it is of another number of inputs")
-            except ValueError as error:
-                raise CorruptRecord(f"step {first} of session {session_id} does not fit: {error}") from error
-            parts.append(steps[at - first : min(end, step) - first])
-            at = min(end, step)
+            raw = raw_inputs(record, session_id)
+            if len(raw) != (end - first) * size:
+                raise CorruptRecord(f"step {first} of session {session_id} is of another width")
+            end = min(end, step)
+            parts.append(raw[(at - first) * size : (end - first) * size])
+            at = end
             if at == step:
                 break
         if at != step:
             raise CorruptRecord(f"the journal of session {session_id} ends at step {at}, not {step}")
+        try:
+            steps = self._reader.prepared(
+                b"".join(parts)
+            )  # all at once: one by one it takes as long as to run
+        except ValueError as error:
+            raise CorruptRecord(
+                f"a step after {base} of session {session_id} does not fit: {error}"
+            ) from error
         if saved is None:
             state = StateHandle(name=session_id)
         else:
             state = self._engine.adopt(unpack(saved.data, session_id, self._shape), session_id)
-        if parts:
-            job = Job(joined(parts), state)
+        if len(steps):
+            job = Job(steps, state)
             began = self._loop.time()
             try:
                 await self._run(job)
@@ -315,7 +319,7 @@ class Custody:
         width = len(spec.inputs)
         for record in records if width else ():
             first, end = span(record)
-            if len(decode(record, session.id)[0]) != (end - first) * width * 8:
+            if len(raw_inputs(record, session.id)) != (end - first) * width * 8:
                 raise self._unlike(session.id, image.version, "number of inputs")
         first = span(records[0])[0] if records else image.next_step
         return await self._rebuilt(session.id, Saved(first, pack(self.zeros())), records, image.next_step)
@@ -434,11 +438,6 @@ class Custody:
                 f" {', '.join(self.store.durabilities)}",
                 field="durability",
             )
-
-
-def joined(parts: Sequence[Prepared]) -> Prepared:
-    whole: Any = np.concatenate(parts)
-    return cast(Prepared, whole)
 
 
 def pack(values: States) -> bytes:

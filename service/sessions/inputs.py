@@ -42,6 +42,8 @@ class InputReader:
         self.vocabulary = {character: token for token, character in enumerate(spec.vocabulary)}
         self.takes_text = bool(self.vocabulary)
         self._width = len(spec.inputs)
+        #: Of a step in its raw form
+        self.step_bytes = 4 if self.takes_text else 8 * self._width
         self._scaler = Scaler(spec)
         self._scales = [(signal.mean, signal.std) for signal in spec.inputs]
         self._pack = struct.Struct(f"={self._width}d").pack

@@ -60,10 +60,26 @@ def span(record: bytes) -> tuple[int, int]:
     return step, step + count
 
 
-def decode(record: bytes, session_id: str) -> tuple[bytes, Reply]:
-    """Raw inputs and reply. Raises CorruptRecord."""
+def check(record: bytes, session_id: str) -> None:
+    """Raises CorruptRecord if it is not what was written."""
     if len(record) < _BODY or zlib.crc32(record[_CRC:]) != _LENGTH.unpack_from(record)[0]:
         raise CorruptRecord(f"a record of session {session_id} is damaged: its checksum does not fit")
+
+
+def raw_inputs(record: bytes, session_id: str) -> bytes:
+    """What is run again, without the reply: a session that is restored has hundreds of them. Raises
+    CorruptRecord."""
+    check(record, session_id)
+    _, _, count, kind = _HEADER.unpack_from(record)
+    if kind == FULL:
+        return decode(record, session_id)[0]
+    width, double = divmod(kind, 2)
+    return record[_BODY + count * width * (8 if double else 4) :]
+
+
+def decode(record: bytes, session_id: str) -> tuple[bytes, Reply]:
+    """Raw inputs and reply. Raises CorruptRecord."""
+    check(record, session_id)
     _, step, count, kind = _HEADER.unpack_from(record)
     if kind != FULL:
         width, double = divmod(kind, 2)

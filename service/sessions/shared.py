@@ -27,11 +27,12 @@ from service.errors import (
     SessionExists,
     SessionNotFound,
 )
-from service.sessions.custody import INSIST, TOGETHER, Custody, Release, States, Upkeep, pack, told
+from service.sessions.custody import INSIST, TOGETHER, Custody, States, Upkeep, pack, told
 from service.sessions.inputs import InputReader
 from service.sessions.jobs import check_horizon
 from service.sessions.lease import Lease
 from service.sessions.manager import Finished, SessionManager
+from service.sessions.neighbours import Release
 from service.sessions.record import encode
 from service.sessions.register import Limits
 from service.sessions.replies import Reply
