@@ -121,7 +121,7 @@ class Absent:
 Claim = Image | Elsewhere | Absent
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)  # frozen would double the cost of making one
 class Entry:
     """One request to be committed: it moved the session from `step` to `next_step`. record: opaque bytes."""
 
