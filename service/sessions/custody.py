@@ -121,12 +121,16 @@ class Custody:
         release: Release,
         on_lost: Callable[[], None],
         beside: Custody | None = None,
+        *,
+        trusted: bool = True,
     ) -> None:
         self.store, self._bundle, self._engine, self._upkeep = store, bundle, engine, upkeep
         self._counters, self._run, self._neighbours = counters, run, Neighbours(release)
         self._reader = InputReader(bundle.spec, 1)
         self._leads = beside is None
-        self.lease: Lease = Lease(store, on_lost) if beside is None else beside.lease.share(on_lost)
+        self.lease: Lease = (
+            Lease(store, on_lost, trusted=trusted) if beside is None else beside.lease.share(on_lost)
+        )
         self._loop = asyncio.get_running_loop()
         self._address = ""
         self._sweeping: asyncio.Task[None] | None = None

@@ -30,7 +30,6 @@ from service.errors import (
 from service.sessions.custody import INSIST, TOGETHER, Custody, States, Upkeep, pack, told
 from service.sessions.inputs import InputReader
 from service.sessions.jobs import check_horizon
-from service.sessions.lease import Lease
 from service.sessions.manager import Finished, SessionManager
 from service.sessions.neighbours import Release
 from service.sessions.record import encode
@@ -94,9 +93,8 @@ class SharedManager(SessionManager):
             release,
             self._on_lost,
             None if beside is None else beside.custody,
+            trusted=not self._unsafe.fence,
         )
-        if beside is None:
-            self.custody.lease = Lease(store, self._on_lost, trusted=not self._unsafe.fence)
         self._reader = InputReader(bundle.spec, 2**31)
         self._newest: SharedManager = self
         self._versions: dict[str, SharedManager] = {bundle.digest: self}  # served here, by digest
