@@ -1,0 +1,190 @@
+#!/opt/cellstate/bin/python
+"""A node of a Ray cluster in a container: `cellstate-node head` or `cellstate-node worker`.
+
+The head keeps the cluster's books, has the front door, and deploys the models by the CELLSTATE_ settings;
+it runs no replica of them. A worker carries the resource `cellstate`, for which the models' replicas ask.
+Both end when their Ray ends, and leave it to the container's restart policy to begin anew.
+
+SIGTERM is Ray's to handle: the node is marked as draining, Serve ends its replicas (running requests end,
+sessions are released), then the node goes.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from service import front_door
+
+#: How the workers know the head, on the network that Ray is to use
+HEAD = os.environ.get("RAY_HEAD", "ray-head")
+PORT = 6379
+#: Fixed, so that the health check finds it
+RAYLET_PORT = 6380
+#: Of a stop, for a node: Serve's deregistration, the running requests, the sessions' release. Less than the
+#: container's stop_grace_period.
+DRAIN_S = 45
+#: For the head to appear, to a worker that started first
+HEAD_S = 120.0
+OBJECT_STORE = 80 * 1024 * 1024  # the least that Ray takes; nothing is put there
+#: What the replicas ask for, so that they are on workers alone
+RESOURCE = '{"cellstate": 1}'
+SCRATCH = Path("/tmp/cellstate")  # noqa: S108 (the container's own)
+
+
+class Failed(Exception):
+    """The node can't start; the message says why."""
+
+
+def main() -> int:
+    """Runs the node until Ray ends. 2 when it can't start."""
+    roles = {"head": head, "worker": worker}
+    if sys.argv[1:] not in [[role] for role in roles]:
+        print("usage: cellstate-node head | worker", file=sys.stderr)
+        return 2
+    role = sys.argv[1]
+    SCRATCH.mkdir(mode=0o700, exist_ok=True)
+    (SCRATCH / "role").write_text(role)
+    try:
+        own = own_address()
+        token(make=role == "head")
+    except Failed as error:
+        print(f"cellstate-node: {error}", file=sys.stderr)
+        return 2
+    os.environ.update({name: os.environ.get(name, value) for name, value in environment().items()})
+    return roles[role](own)
+
+
+def own_address() -> str:
+    """The address of this container on the network where the head is. A container may be on several."""
+    deadline = time.monotonic() + HEAD_S
+    while True:
+        try:
+            there = socket.gethostbyname(HEAD)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((there, PORT))  # sends nothing
+                return str(probe.getsockname()[0])
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise Failed(f"{HEAD!r} is not to be found on this container's networks: {error}") from error
+            time.sleep(0.5)
+
+
+def token(*, make: bool) -> None:
+    """The cluster's secret, without which Ray's ports do nothing: RAY_AUTH_TOKEN, else the file at
+    RAY_AUTH_TOKEN_PATH, which the head makes once. Raises Failed."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "/run/cellstate/token")
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+    if make and not path.exists():
+        try:
+            drawn = path.with_name(f".{path.name}")
+            drawn.unlink(missing_ok=True)
+            with os.fdopen(os.open(drawn, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_hex(32))
+            drawn.rename(path)
+        except OSError as error:
+            raise Failed(f"the cluster's token can't be written: {error}; or give RAY_AUTH_TOKEN") from error
+    deadline = time.monotonic() + HEAD_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise Failed(
+                f"no token at {path}, and no RAY_AUTH_TOKEN: the head and its workers must share one"
+            )
+        time.sleep(0.5)
+
+
+def environment() -> dict[str, str]:
+    """What Ray's processes must find in theirs, where the container was not told otherwise."""
+    return {
+        **front_door.environment(SCRATCH),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S),
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
+        # A container that is gone does not refuse connections, it is silent. So the door looks each second,
+        # and waits no longer for a connection; and the head takes a node for dead after some 6 s, not 30.
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "2000",
+        "RAY_health_check_failure_threshold": "3",
+        # A worker whose head is gone ends after this long, and is started again to look for a new one.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+        # Logs are in the container's memory (/tmp): few and small.
+        "RAY_ROTATION_MAX_BYTES": str(8 * 1024 * 1024),
+        "RAY_ROTATION_BACKUP_COUNT": "1",
+    }
+
+
+class Ray:
+    """`ray start --block`, with everything of the node below it. A stop is passed on to it."""
+
+    def __init__(self, *options: str) -> None:
+        command = ["ray", "start", "--block", *options, "--num-cpus=0", "--disable-usage-stats"]
+        command += [f"--node-manager-port={RAYLET_PORT}", f"--object-store-memory={OBJECT_STORE}"]
+        self._asked = False
+        self._process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> None:
+        self._process.terminate()
+
+    def wait(self) -> int:
+        """Its exit code, which is never 0 unless a stop was asked for."""
+        code = self._process.wait()
+        return 0 if self._asked else code or 1
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        self._process.terminate()
+
+
+def worker(own: str) -> int:
+    print(f"cellstate-node: worker {own} of the cluster at {HEAD}:{PORT}", flush=True)
+    return Ray(f"--address={HEAD}:{PORT}", f"--node-ip-address={own}", f"--resources={RESOURCE}").wait()
+
+
+def head(own: str) -> int:
+    print(f"cellstate-node: head {own}", flush=True)
+    # No dashboard, and with it no job API: they run what they are given.
+    options = [f"--port={PORT}", f"--node-ip-address={own}", "--temp-dir=/tmp/ray"]
+    ray = Ray("--head", "--include-dashboard=false", *options)
+    while ray.runs and not answers(own, PORT):
+        time.sleep(0.2)
+    if ray.runs:
+        # Waits for the models' replicas, and so for workers.
+        deploy = subprocess.run(["cellstate", "serve", "--address", f"{own}:{PORT}"], check=False)  # noqa: S603, S607
+        if deploy.returncode != 0:
+            ray.end()
+            return ray.wait() and deploy.returncode
+    return ray.wait()
+
+
+def answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
