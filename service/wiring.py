@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,12 +49,14 @@ class Application:
         self._started = False
         self._stopping: asyncio.Task[None] | None = None
         self._direct_url = ""
+        self.replica = secrets.token_hex(4)  # the name of this process among others
         self.requests = RequestCounters()
         self._exposition: Exposition | None = None
         site = Site(
             endpoints=self._endpoints,
             ready=lambda: self.ready,
             metrics=self._metrics,
+            replica=lambda: self.replica,
             openapi=lambda: openapi_json(self._endpoints.values()),
             docs=lambda: docs_page(self._endpoints.values()),
         )
