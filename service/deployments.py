@@ -96,7 +96,7 @@ class ModelReplica:
         self._listener.open()
         self._prefix = f"/v1/models/{model}"
         shortcut.serve(_Whole(self._application, self._prefix))
-        replica = serve.get_replica_context().replica_id.unique_id
+        replica = self._application.replica = serve.get_replica_context().replica_id.unique_id
         entry = Replica(model=model, replica=replica, url=self._application.direct_url)
         _keep(model, Served(settings, tuple(bundles)))
         self._heartbeat = asyncio.get_running_loop().create_task(_announce(entry))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from service.sessions.shared import SharedManager, Unsafe
 from service.sessions.store import MemoryStore
 from service.sessions.stores import open_store
 from service.sessions.versions import Versions
-from service.settings import SettingError, Settings
+from service.settings import SettingError, Settings, retention
 
 log = logging.getLogger("cellstate")
 
@@ -48,12 +49,14 @@ class Application:
         self._started = False
         self._stopping: asyncio.Task[None] | None = None
         self._direct_url = ""
+        self.replica = secrets.token_hex(4)  # the name of this process among others
         self.requests = RequestCounters()
         self._exposition: Exposition | None = None
         site = Site(
             endpoints=self._endpoints,
             ready=lambda: self.ready,
             metrics=self._metrics,
+            replica=lambda: self.replica,
             openapi=lambda: openapi_json(self._endpoints.values()),
             docs=lambda: docs_page(self._endpoints.values()),
         )
@@ -192,7 +195,7 @@ def make_endpoint(settings: Settings, lineage: Lineage, device: torch.device) ->
     )
     peers = Peers(newest.name, lambda: store.secret, newest.version)
     specs = {bundle.digest: bundle.spec for bundle in lineage}
-    upkeep = Upkeep(settings.replay_window, settings.history, settings.upgrade, specs)
+    upkeep = Upkeep(settings.replay_window, retention(settings, newest.name), settings.upgrade, specs)
     unsafe = Unsafe(fence=settings.unsafe == "fence", window=settings.unsafe == "window")
     first = SharedManager(newest, engine, store, limits, upkeep, peers.release, unsafe=unsafe)
     managers = [first]

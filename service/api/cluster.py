@@ -11,11 +11,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
 from model.versions import order
 from service.api.problems import PROBLEM_TYPE, TABLE, problem_json
+from service.api.targets import Target, targets_json
 from service.asgi import Receive, Scope, Send
 from service.errors import CellstateError, MethodNotAllowed, NotFound, Unavailable
 
@@ -79,9 +81,10 @@ class Cluster:
         # The environment's proxies are for the world outside, never for the replicas.
         self._client = client or httpx.AsyncClient(timeout=timeout_s, trust_env=False)
         self._timeout_s = timeout_s
-        self._routes: dict[str, Callable[[], Awaitable[Reply]]] = {
+        self._routes: dict[str, Callable[[Scope], Awaitable[Reply]]] = {
             "/v1/models": self._list_models,
             "/metrics": self._metrics,
+            "/metrics/targets": self._targets,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
             "/openapi.json": self._openapi,
@@ -99,21 +102,22 @@ class Cluster:
             return
         if scope["type"] != "http":
             return
-        reply = await self._answer(scope["method"], scope["path"])
+        reply = await self._answer(scope)
         headers = {"content-type": reply.content_type, "content-length": str(len(reply.body))}
         headers |= reply.headers or {}
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": reply.status, "headers": raw})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
 
-    async def _answer(self, method: str, path: str) -> Reply:
+    async def _answer(self, scope: Scope) -> Reply:
+        method, path = scope["method"], scope["path"]
         route = self._routes.get(path)
         if route is None:
             return self._unknown(path)
         if method not in ("GET", "HEAD"):
             return refusal(MethodNotAllowed(f"{path} takes GET, not {method}"), {"allow": "GET, HEAD"})
         try:
-            return await route()
+            return await route(scope)
         except CellstateError as error:
             return refusal(error)
 
@@ -124,7 +128,7 @@ class Cluster:
             return refusal(NotFound(f"no model {model!r}; served here: {known}"))
         return refusal(NotFound(f"no such path: {path}"))
 
-    async def _list_models(self) -> Reply:
+    async def _list_models(self, scope: Scope) -> Reply:
         return Reply(200, JSON, json.dumps({"models": await self._facts()}).encode())
 
     async def _facts(self) -> list[Facts]:
@@ -141,10 +145,10 @@ class Cluster:
             raise Unavailable(f"no replica of {', '.join(missing)} answers", retry_after_s=1)
         return [entries[name] for name in sorted(entries)]
 
-    async def _openapi(self) -> Reply:
+    async def _openapi(self, scope: Scope) -> Reply:
         return Reply(200, JSON, (await self._description())[0])
 
-    async def _docs(self) -> Reply:
+    async def _docs(self, scope: Scope) -> Reply:
         return Reply(200, HTML, (await self._description())[1])
 
     async def _description(self) -> tuple[bytes, bytes]:
@@ -154,15 +158,20 @@ class Cluster:
             self._described = identity, await asyncio.to_thread(self._describe, models)
         return self._described[1]
 
-    async def _metrics(self) -> Reply:
+    async def _metrics(self, scope: Scope) -> Reply:
         answers = await self._ask_all("/metrics")
         texts = {name: answer.text for name, answer in sorted(answers.items())}
         return Reply(200, EXPOSITION, self._merge(texts))
 
-    async def _healthz(self) -> Reply:
+    async def _targets(self, scope: Scope) -> Reply:
+        replicas = sorted(await self._replicas(), key=lambda replica: (replica.model, replica.replica))
+        found = [Target(urlsplit(r.url).netloc, r.replica, (r.model,)) for r in replicas if r.url]
+        return Reply(200, JSON, targets_json(found))
+
+    async def _healthz(self, scope: Scope) -> Reply:
         return Reply(200, JSON, b'{"status":"ok"}')
 
-    async def _readyz(self) -> Reply:
+    async def _readyz(self, scope: Scope) -> Reply:
         living = {replica.replica: replica.model for replica in await self._replicas()}
         answers = await self._ask_all("/readyz")
         ready = {living.get(name) for name in answers}

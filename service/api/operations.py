@@ -247,6 +247,16 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         {200: Reply("The exposition.", media=TEXT)},
         (EngineFailure,),
     ),
+    ("/metrics/targets", "GET"): Operation(
+        "metricsTargets",
+        "Service",
+        "Whom Prometheus should scrape",
+        "Every replica that lives, by its own address, for Prometheus' `http_sd_configs`. All its samples get"
+        " the label `replica`; `__meta_cellstate_model` is there for relabelling. A replica comes and goes"
+        " within seconds. A process that serves alone names itself.",
+        {200: Reply("The targets.", schemas.MetricsTargets)},
+        (EngineFailure,),
+    ),
     ("/openapi.json", "GET"): Operation(
         "openapi",
         "Service",

@@ -25,6 +25,7 @@ from service.api.schemas import (
     OpenBody,
     RewindBody,
 )
+from service.api.targets import Target, host, targets_json
 from service.errors import CellstateError, Elsewhere, InvalidValue, Moving, NotFound, Unavailable
 from service.sessions.custody import insisting
 from service.sessions.inputs import Steps
@@ -43,6 +44,7 @@ class Site:
     endpoints: Mapping[str, ModelEndpoint]
     ready: Callable[[], bool]
     metrics: Callable[[], tuple[bytes, str]]  # the exposition and its content type
+    replica: Callable[[], str]  # the name of this process
     openapi: Callable[[], bytes]
     docs: Callable[[], bytes]
 
@@ -258,6 +260,12 @@ async def metrics(site: Site, request: Request) -> Response:
     return Response(200, body, content_type)
 
 
+async def metrics_targets(site: Site, request: Request) -> Response:
+    address = host(request.scope)
+    found = [Target(address, site.replica(), sorted(site.endpoints))] if address else []
+    return Response(200, targets_json(found))
+
+
 async def openapi(site: Site, request: Request) -> Response:
     return Response(200, site.openapi())
 
@@ -288,6 +296,7 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/healthz": {"GET": healthz},
     "/readyz": {"GET": readyz},
     "/metrics": {"GET": metrics},
+    "/metrics/targets": {"GET": metrics_targets},
     "/openapi.json": {"GET": openapi},
     "/docs": {"GET": docs},
 }
