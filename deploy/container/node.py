@@ -17,9 +17,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from service import front_door
 
@@ -59,6 +61,7 @@ def main() -> int:
         print(f"cellstate-node: {error}", file=sys.stderr)
         return 2
     os.environ.update({name: os.environ.get(name, value) for name, value in environment().items()})
+    Logs(Path("/tmp/ray/session_latest/logs"))  # noqa: S108
     return roles[role](own)
 
 
@@ -110,7 +113,6 @@ def environment() -> dict[str, str]:
         **front_door.environment(SCRATCH),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S),
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
         # A container that is gone does not refuse connections, it is silent. So the door looks each second,
         # and waits no longer for a connection; and the head takes a node for dead after some 6 s, not 30.
@@ -121,7 +123,8 @@ def environment() -> dict[str, str]:
         "RAY_health_check_failure_threshold": "3",
         # A worker whose head is gone ends after this long, and is started again to look for a new one.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
-        # Logs are in the container's memory (/tmp): few and small.
+        # Ray logs to files, here in the container's memory (/tmp): few and small.
+        "RAY_SERVE_LOG_TO_STDERR": "0",  # the files have it
         "RAY_ROTATION_MAX_BYTES": str(8 * 1024 * 1024),
         "RAY_ROTATION_BACKUP_COUNT": "1",
     }
@@ -159,6 +162,7 @@ class Ray:
 
 def worker(own: str) -> int:
     print(f"cellstate-node: worker {own} of the cluster at {HEAD}:{PORT}", flush=True)
+    os.environ["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = str(DRAIN_S)
     return Ray(f"--address={HEAD}:{PORT}", f"--node-ip-address={own}", f"--resources={RESOURCE}").wait()
 
 
@@ -166,6 +170,9 @@ def head(own: str) -> int:
     print(f"cellstate-node: head {own}", flush=True)
     # No dashboard, and with it no job API: they run what they are given.
     options = [f"--port={PORT}", f"--node-ip-address={own}", "--temp-dir=/tmp/ray"]
+    os.environ["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = (
+        "0"  # no sessions here, and nowhere to go for the rest
+    )
     ray = Ray("--head", "--include-dashboard=false", *options)
     while ray.runs and not answers(own, PORT):
         time.sleep(0.2)
@@ -176,6 +183,44 @@ def head(own: str) -> int:
             ray.end()
             return ray.wait() and deploy.returncode
     return ray.wait()
+
+
+class Logs:
+    """Says on stdout what Serve and its replicas log and print: Ray has that in files. Not what Ray says of
+    itself, which is long and stays there (/tmp/ray/session_latest/logs)."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._open: dict[Path, TextIO] = {}
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def _follow(self) -> None:
+        while True:
+            for pattern in ("serve/*.log", "worker-*.err", "worker-*.out"):
+                for path in self._directory.glob(pattern):
+                    try:
+                        self._tell(path)
+                    except OSError:
+                        continue  # rotated away, or the node ends
+            sys.stdout.flush()
+            time.sleep(0.5)
+
+    def _tell(self, path: Path) -> None:
+        file = self._open.get(path)
+        if file is None or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+            fresh = path.open(errors="replace")
+            if file is not None:  # rotated: the rest of the old one first
+                self._write(file)
+                file.close()
+            file = self._open[path] = fresh
+        self._write(file)
+
+    def _write(self, file: TextIO) -> None:
+        for line in file:
+            if not line.startswith(
+                (":job_id:", ":actor_name:", ":task_name:")
+            ):  # Ray's marks for its own reader
+                sys.stdout.write(line if line.endswith("\n") else line + "\n")
 
 
 def answers(host: str, port: int) -> bool:
