@@ -19,7 +19,7 @@ from ray import serve
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve.schema import LoggingConfig
 
-from service import listener, metrics_merge, shortcut
+from service import listener, metrics_merge, nodes, shortcut
 from service.api.cluster import Cluster, Facts, Replica
 from service.asgi import ASGI, Receive, Scope, Send
 from service.listener import Listener
@@ -34,6 +34,9 @@ HEARTBEAT_S = 2.0
 SILENCE_S = 7.0
 #: Under which the cluster keeps what a model runs with
 _KEPT = b"cellstate:model:"
+#: and how many replicas it was told to have: settings of no concern to a replica, as they are without scaling
+_SCALE = b"cellstate:scale:"
+_UNSCALED: dict[str, Any] = {"replicas": 1}
 RAY_VERSION = ray.__version__
 
 
@@ -88,6 +91,7 @@ class ModelReplica:
     async def __init__(self, settings: Settings, bundles: Sequence[Path], model: str) -> None:  # type: ignore[misc]
         from service.wiring import build  # torch: a second and 200 MB that the root's process can do without
 
+        nodes.check_store(settings)
         self._application: Application = build(settings, bundles)
         socket = listener.bind(settings.host, direct_port_range(settings))
         self._application.direct_url = listener.url(socket, _direct_host(settings))
@@ -177,15 +181,26 @@ class Root:
 
 def model_application(settings: Settings, model: str, bundles: Sequence[Path]) -> serve.Application:
     """One model, to be run at /v1/models/<model>."""
+    nodes.check_store(settings)
     gpus = settings.num_gpus if settings.device != "cpu" and _cluster_has_gpu() else 0
-    actor = {"num_cpus": 0, "num_gpus": gpus}
+    actor: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpus}
+    if settings.node_resource:
+        actor["resources"] = {settings.node_resource: nodes.SHARE}
     # The count is Serve's business: with it among the arguments, scaling would replace every replica.
-    bound = replace(settings, replicas=1)
-    decorate = serve.deployment(num_replicas=settings.replicas, ray_actor_options=actor, **_options(settings))
+    bound = replace(settings, **_UNSCALED)
+    _keep_scale(model, settings)
+    decorate = serve.deployment(ray_actor_options=actor, **_scale(settings), **_options(settings))
     deployment = decorate(ModelReplica)
     # Serve would take every deploy for new code, and replace the replicas of one that only scales.
     deployment._version = _fingerprint(bound, bundles)
     return deployment.bind(bound, list(bundles), model)
+
+
+def _scale(settings: Settings) -> dict[str, Any]:
+    """How many replicas, as a deployment's options say it."""
+    if settings.on_each_node:
+        return nodes.each_node(settings.node_resource)
+    return {"num_replicas": settings.replicas}
 
 
 def _fingerprint(settings: Settings, bundles: Sequence[Path]) -> str:
@@ -289,14 +304,19 @@ def served(model: str) -> Served:
     found = _internal_kv_get(_KEPT + model.encode())
     if model not in names or found is None:
         raise NotServed(f"no model {model!r} is served there; there is {', '.join(names) or 'none'}")
-    kept = json.loads(found)
-    return Served(Settings(**kept["settings"]), tuple(map(Path, kept["bundles"])))
+    kept, scale = json.loads(found), json.loads(_internal_kv_get(_SCALE + model.encode()) or "{}")
+    return Served(Settings(**kept["settings"] | scale), tuple(map(Path, kept["bundles"])))
 
 
 def _keep(model: str, served: Served) -> None:
     # With the cluster, as whoever deploys the next version has neither the settings nor the list of bundles
     kept = {"settings": asdict(served.settings), "bundles": list(map(str, served.bundles))}
     _internal_kv_put(_KEPT + model.encode(), json.dumps(kept).encode())
+
+
+def _keep_scale(model: str, settings: Settings) -> None:
+    scale = {name: getattr(settings, name) for name in _UNSCALED}
+    _internal_kv_put(_SCALE + model.encode(), json.dumps(scale).encode())
 
 
 def deploy_model(settings: Settings, model: str, bundles: Sequence[Path]) -> None:
