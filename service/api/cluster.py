@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,12 +19,15 @@ import httpx
 
 from model.versions import order
 from service.api.problems import PROBLEM_TYPE, TABLE, problem_json
-from service.api.targets import Target, targets_json
+from service.api.targets import OWN, Target, host, targets_json
 from service.asgi import Receive, Scope, Send
 from service.errors import CellstateError, MethodNotAllowed, NotFound, Unavailable
+from service.sessions.counters import RequestCounters
 
 JSON = "application/json"
 HTML = "text/html; charset=utf-8"
+#: The name of this process where replicas have theirs
+DOOR = "door"
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -46,12 +51,14 @@ class Reply:
     content_type: str
     body: bytes
     headers: Mapping[str, str] | None = None
+    code: str = ""  # of the problem that it tells
 
 
 def refusal(error: CellstateError, headers: Mapping[str, str] | None = None) -> Reply:
     """The reply an error is."""
     retry = {"retry-after": str(error.facts["retry_after_s"])} if "retry_after_s" in error.facts else {}
-    return Reply(TABLE[type(error)].status, PROBLEM_TYPE, problem_json(error), {**retry, **(headers or {})})
+    kind, all_ = TABLE[type(error)], {**retry, **(headers or {})}
+    return Reply(kind.status, PROBLEM_TYPE, problem_json(error), all_, kind.code)
 
 
 class Cluster:
@@ -59,7 +66,8 @@ class Cluster:
 
     `replicas` lists those that live. `merge` makes one exposition of many, by replica. `describe` makes of
     the models' facts the OpenAPI document and the page that shows it; it may take its time, in a thread.
-    `door`: the front door of this machine, which must lead to the models before they count as ready.
+    `door`: the front door of this machine, which must lead to the models before they count as ready. `own`:
+    the exposition of this process alone, made of `requests`, `ready` and `living`.
     """
 
     def __init__(
@@ -71,8 +79,13 @@ class Cluster:
         client: httpx.AsyncClient | None = None,
         timeout_s: float = 5.0,
         door: str = "",
+        own: Callable[[], bytes] = bytes,
     ) -> None:
         self._door = door
+        self._own = own
+        self.requests = RequestCounters()
+        self.ready = False  # when it was last looked
+        self.living: dict[str, int] = dict.fromkeys(models, 0)  # replicas by model, likewise
         self._models = tuple(models)
         self._replicas = replicas
         self._merge = merge
@@ -85,6 +98,7 @@ class Cluster:
             "/v1/models": self._list_models,
             "/metrics": self._metrics,
             "/metrics/targets": self._targets,
+            OWN: self._metrics_own,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
             "/openapi.json": self._openapi,
@@ -102,7 +116,12 @@ class Cluster:
             return
         if scope["type"] != "http":
             return
+        started = time.perf_counter()
         reply = await self._answer(scope)
+        route = scope["path"] if scope["path"] in self._routes else "none"
+        self.requests.observe("", route, reply.status, time.perf_counter() - started)
+        if reply.code:
+            self.requests.errors["", reply.code] += 1
         headers = {"content-type": reply.content_type, "content-length": str(len(reply.body))}
         headers |= reply.headers or {}
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -159,19 +178,42 @@ class Cluster:
         return self._described[1]
 
     async def _metrics(self, scope: Scope) -> Reply:
-        answers = await self._ask_all("/metrics")
+        answers, _ = await asyncio.gather(self._ask_all("/metrics"), self._look())
         texts = {name: answer.text for name, answer in sorted(answers.items())}
-        return Reply(200, EXPOSITION, self._merge(texts))
+        return Reply(200, EXPOSITION, self._merge({DOOR: self._own().decode(), **texts}))
+
+    async def _metrics_own(self, scope: Scope) -> Reply:
+        await self._look()
+        return Reply(200, EXPOSITION, self._own())
+
+    async def _look(self) -> None:
+        """Brings up to date what the exposition of this process says of the others."""
+        living = Counter(replica.model for replica in await self._replicas())
+        self.living = {**dict.fromkeys(self._models, 0), **living}
+        try:
+            await self._check_ready()
+        except Unavailable:
+            self.ready = False
+        else:
+            self.ready = True
 
     async def _targets(self, scope: Scope) -> Reply:
         replicas = sorted(await self._replicas(), key=lambda replica: (replica.model, replica.replica))
         found = [Target(urlsplit(r.url).netloc, r.replica, (r.model,)) for r in replicas if r.url]
+        here = host(scope)
+        if here:
+            found.append(Target(here, DOOR, path=OWN))
         return Reply(200, JSON, targets_json(found))
 
     async def _healthz(self, scope: Scope) -> Reply:
         return Reply(200, JSON, b'{"status":"ok"}')
 
     async def _readyz(self, scope: Scope) -> Reply:
+        await self._check_ready()
+        return Reply(200, JSON, b'{"status":"ok"}')
+
+    async def _check_ready(self) -> None:
+        """Raises Unavailable unless every model can be had through the front door."""
         living = {replica.replica: replica.model for replica in await self._replicas()}
         answers = await self._ask_all("/readyz")
         ready = {living.get(name) for name in answers}
@@ -182,7 +224,6 @@ class Cluster:
             paths = [f"{self._door}/v1/models/{name}" for name in self._models]
             if None in await asyncio.gather(*(self._ask(path) for path in paths)):
                 raise Unavailable("the front door does not lead to every model yet", retry_after_s=1)
-        return Reply(200, JSON, b'{"status":"ok"}')
 
     async def _ask_all(self, path: str) -> dict[str, httpx.Response]:
         """The replies of status 200, by replica."""

@@ -193,4 +193,12 @@ async def test_prometheus_is_told_of_every_replica() -> None:
     assert reply.json() == [
         {"targets": ["r1"], "labels": {"replica": "r1", "__meta_cellstate_model": "a"}},
         {"targets": ["r2"], "labels": {"replica": "r2", "__meta_cellstate_model": "b"}},
+        {
+            "targets": ["door"],
+            "labels": {
+                "replica": "door",
+                "__meta_cellstate_model": "",
+                "__metrics_path__": "/metrics/process",
+            },
+        },
     ]
