@@ -1,4 +1,4 @@
-"""The stack of docker-compose.yml under a project name of its own, as `docker compose` or `docker-compose` runs it."""
+"""The stack of docker-compose.yml under a name of its own, by `docker compose` or `docker-compose`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ class Stack:
 
     def containers(self, service: str) -> list[str]:
         """The running ones' ids."""
-        wanted = [f"label=com.docker.compose.project={PROJECT}", f"label=com.docker.compose.service={service}"]
+        wanted = [
+            f"label=com.docker.compose.project={PROJECT}",
+            f"label=com.docker.compose.service={service}",
+        ]
         return docker("ps", "--quiet", *(part for label in wanted for part in ("--filter", label))).split()
 
     def published(self) -> list[Published]:
@@ -75,7 +78,9 @@ class Stack:
         found = []
         for service in self.services:
             for container in self.containers(service):
-                ports = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Ports}}", container))
+                ports = json.loads(
+                    docker("inspect", "--format", "{{json .NetworkSettings.Ports}}", container)
+                )
                 found += [
                     Published(service, each["HostIp"], int(each["HostPort"]))
                     for bound in ports.values()
