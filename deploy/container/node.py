@@ -115,14 +115,14 @@ def environment() -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
         # A container that is gone does not refuse connections, it is silent. So the door looks each second,
-        # and waits no longer for a connection; and the head takes a node for dead after some 6 s, not 30.
+        # and waits no longer for a connection; and the head takes a node for dead after some 10 s, not 30.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
         "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
-        "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_timeout_ms": "2000",
+        "RAY_health_check_period_ms": "2000",
+        "RAY_health_check_timeout_ms": "4000",
         "RAY_health_check_failure_threshold": "3",
         # A worker whose head is gone ends after this long, and is started again to look for a new one.
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "30",
         # Ray logs to files, here in the container's memory (/tmp): few and small.
         "RAY_SERVE_LOG_TO_STDERR": "0",  # the files have it
         "RAY_ROTATION_MAX_BYTES": str(8 * 1024 * 1024),
@@ -162,6 +162,13 @@ class Ray:
 
 def worker(own: str) -> int:
     print(f"cellstate-node: worker {own} of the cluster at {HEAD}:{PORT}", flush=True)
+    # Ray gives a node 30 s to start: not before it can, and not while the head needs the processors
+    deadline = time.monotonic() + HEAD_S
+    while not (answers(HEAD, PORT) and answers(HEAD, RAYLET_PORT)):
+        if time.monotonic() > deadline:
+            print(f"cellstate-node: no Ray at {HEAD}:{PORT} within {HEAD_S:g} s", file=sys.stderr)
+            return 1
+        time.sleep(0.5)
     os.environ["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = str(DRAIN_S)
     return Ray(f"--address={HEAD}:{PORT}", f"--node-ip-address={own}", f"--resources={RESOURCE}").wait()
 
@@ -174,7 +181,7 @@ def head(own: str) -> int:
         "0"  # no sessions here, and nowhere to go for the rest
     )
     ray = Ray("--head", "--include-dashboard=false", *options)
-    while ray.runs and not answers(own, PORT):
+    while ray.runs and not (answers(own, PORT) and answers(own, RAYLET_PORT)):
         time.sleep(0.2)
     if ray.runs:
         # Waits for the models' replicas, and so for workers.
