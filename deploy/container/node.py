@@ -177,18 +177,18 @@ def head(own: str) -> int:
     print(f"cellstate-node: head {own}", flush=True)
     # No dashboard, and with it no job API: they run what they are given.
     options = [f"--port={PORT}", f"--node-ip-address={own}", "--temp-dir=/tmp/ray"]
-    os.environ["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = (
-        "0"  # no sessions here, and nowhere to go for the rest
-    )
+    os.environ["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"  # no session is here
     ray = Ray("--head", "--include-dashboard=false", *options)
     while ray.runs and not (answers(own, PORT) and answers(own, RAYLET_PORT)):
         time.sleep(0.2)
-    if ray.runs:
-        # Waits for the models' replicas, and so for workers.
-        deploy = subprocess.run(["cellstate", "serve", "--address", f"{own}:{PORT}"], check=False)  # noqa: S603, S607
-        if deploy.returncode != 0:
-            ray.end()
-            return ray.wait() and deploy.returncode
+    # Waits for the models' replicas, and so for workers. If Ray dies meanwhile, it would wait for ever.
+    deploy = subprocess.Popen(["cellstate", "serve", "--address", f"{own}:{PORT}"])  # noqa: S603, S607
+    while ray.runs and deploy.poll() is None:
+        time.sleep(0.2)
+    if deploy.poll() is None:
+        deploy.kill()
+    elif deploy.returncode != 0 and ray.runs:
+        ray.end()
     return ray.wait()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -43,7 +44,8 @@ def main() -> int:
     except Failed as error:
         print(f"verify: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("verify: stopped", file=sys.stderr)
         return 130
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -63,7 +65,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def run(args: argparse.Namespace, directory: Path) -> int:
-    """Builds, starts, verifies, takes down."""
+    """Builds, starts, verifies, takes down; that also on SIGTERM."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     bundle = models(directory, args.seed)
     ports = {name: str(free_port()) for name in ("PUBLISH_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")}
     settings = {"CELLSTATE_PRECISION": "fp32", "CELLSTATE_DEVICE": "cpu", "CELLSTATE_LEASE_S": "2"}
