@@ -218,7 +218,8 @@ class Verify:
     async def _kill(self) -> None:
         victim = self._stack.containers("worker")[0]
         await asyncio.to_thread(docker, "kill", "--signal", "KILL", victim)
-        await asyncio.sleep(20)
+        await watch.until("the killed replica is missed", lambda: self._spread(self._args.workers - 1))
+        await asyncio.sleep(10)
         await asyncio.to_thread(self._stack.up, self._args.workers)  # the machine is back
         await watch.until("a replica for each worker", lambda: self._spread(self._args.workers))
 
