@@ -109,7 +109,7 @@ class Run:
         self.phases.append(results.phase(name, schedule, driven, began))
         latency = self.phases[-1]["latency"]
         self.progress.say(
-            f"{name}: {self.phases[-1]['answered_per_s']:,.0f} {self.scenario.unit}/s answered,"
+            f"{name}: {self.phases[-1]['answered_per_s']:,.0f} requests/s answered,"
             f" p50 {latency['p50_ms']:.2f} ms, p99 {latency['p99_ms']:.2f} ms, "
             f"{sum(self.phases[-1]['errors'].values())} errors"
         )

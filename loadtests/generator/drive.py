@@ -50,7 +50,7 @@ async def drive(
         await asyncio.sleep(max(0.0, intended - clock()))
         if failed or stopped():
             break
-        recorder.scheduled(arrival)
+        recorder.due(intended)
         task = asyncio.create_task(one(arrival, intended))
         running.add(task)
         recorder.most_in_flight = max(recorder.most_in_flight, len(running))

@@ -64,8 +64,9 @@ class Recorder:
         self.tally: Counter[str] = Counter()
         self.sent: list[Arrival] | None = [] if keep else None
 
-    def scheduled(self, arrival: Arrival) -> None:
-        self._second(self.start + arrival.at).scheduled += 1
+    def due(self, intended: float) -> None:
+        """A request is to be sent then."""
+        self._second(intended).scheduled += 1
 
     def began(self, intended: float, now: float) -> None:
         self.lag.record(now - intended)

@@ -122,11 +122,13 @@ class Churn(Traffic):
         """When its end is due."""
         for _ in range(self.plan.life):
             intended += self.plan.pause_s
+            self.recorder.due(intended)
             await asyncio.sleep(max(0.0, intended - clock()))
             await self.step(session, self.plan.steps, "step", intended)
         return intended + self.plan.pause_s
 
     async def _end(self, session: Session, intended: float) -> None:
+        self.recorder.due(intended)
         await asyncio.sleep(max(0.0, intended - clock()))
         address = self.lanes.address(f"{self._path}/sessions/{session.id}")
         answer = await self.send(SESSION, "DELETE", address)
