@@ -7,9 +7,10 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from service import listener, metrics_merge, nodes, shortcut
 from service.api.cluster import Cluster, Facts, Replica
 from service.asgi import ASGI, Receive, Scope, Send
 from service.listener import Listener
+from service.occupancy import Occupancy
 from service.settings import SettingError, Settings, direct_port_range, read
 
 if TYPE_CHECKING:
@@ -36,7 +38,11 @@ SILENCE_S = 7.0
 _KEPT = b"cellstate:model:"
 #: and how many replicas it was told to have: settings of no concern to a replica, as they are without scaling
 _SCALE = b"cellstate:scale:"
-_UNSCALED: dict[str, Any] = {"replicas": 1}
+_UNSCALED: dict[str, Any] = {
+    f.name: f.default
+    for f in fields(Settings)
+    if f.name in ("replicas", "max_replicas", "target_occupancy", "scale_out_s", "scale_in_s")
+}
 RAY_VERSION = ray.__version__
 
 
@@ -96,6 +102,7 @@ class ModelReplica:
         socket = listener.bind(settings.host, direct_port_range(settings))
         self._application.direct_url = listener.url(socket, _direct_host(settings))
         await self._application.startup()
+        self._occupancy = Occupancy(self._application.managers)
         self._listener = Listener(self._application, socket, settings)
         self._listener.open()
         self._prefix = f"/v1/models/{model}"
@@ -107,6 +114,10 @@ class ModelReplica:
 
     def __serve_build_asgi_app__(self) -> ASGI:
         return _Whole(self._application, self._prefix)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's controller gets to see of this replica; asked for if replicas are scaled."""
+        return self._occupancy.read()
 
     async def check_health(self) -> None:
         """Raises when the replica must be replaced. That the loop runs this at all is half of the answer."""
@@ -182,25 +193,16 @@ class Root:
 def model_application(settings: Settings, model: str, bundles: Sequence[Path]) -> serve.Application:
     """One model, to be run at /v1/models/<model>."""
     nodes.check_store(settings)
-    gpus = settings.num_gpus if settings.device != "cpu" and _cluster_has_gpu() else 0
-    actor: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpus}
-    if settings.node_resource:
-        actor["resources"] = {settings.node_resource: nodes.SHARE}
     # The count is Serve's business: with it among the arguments, scaling would replace every replica.
     bound = replace(settings, **_UNSCALED)
     _keep_scale(model, settings)
-    decorate = serve.deployment(ray_actor_options=actor, **_scale(settings), **_options(settings))
+    decorate = serve.deployment(
+        ray_actor_options=nodes.actor(settings), **nodes.scale(settings), **_options(settings)
+    )
     deployment = decorate(ModelReplica)
     # Serve would take every deploy for new code, and replace the replicas of one that only scales.
     deployment._version = _fingerprint(bound, bundles)
     return deployment.bind(bound, list(bundles), model)
-
-
-def _scale(settings: Settings) -> dict[str, Any]:
-    """How many replicas, as a deployment's options say it."""
-    if settings.on_each_node:
-        return nodes.each_node(settings.node_resource)
-    return {"num_replicas": settings.replicas}
 
 
 def _fingerprint(settings: Settings, bundles: Sequence[Path]) -> str:
@@ -214,11 +216,6 @@ def root_application(settings: Settings, models: Sequence[str]) -> serve.Applica
     """The rest, to be run at /."""
     decorate = serve.deployment(ray_actor_options={"num_cpus": 0}, **_options(settings))
     return decorate(Root).bind(list(models), settings.url)
-
-
-def _cluster_has_gpu() -> bool:
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources.get("GPU", 0) > 0
 
 
 def _options(settings: Settings) -> dict[str, Any]:
@@ -264,14 +261,15 @@ def _found(args: dict[str, str]) -> tuple[Settings, dict[str, list[Path]]]:
 logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
-def start(directory: Path) -> None:
+def start(directory: Path, settings: Settings) -> None:
     """Starts Ray on this machine, for loopback alone, with its files below `directory`."""
     ray.init(
         address="local",
         _node_ip_address="127.0.0.1",
         _temp_dir=str(directory / "ray"),
         include_dashboard=False,
-        num_cpus=0,  # every actor here takes none; Ray would start idle workers for each CPU
+        # Ray would start idle workers for each CPU; and unless told otherwise, every actor here takes none
+        num_cpus=os.cpu_count() if settings.num_cpus else 0,
         object_store_memory=80 * 1024 * 1024,  # nothing is put there
         logging_level=logging.ERROR,
         log_to_driver=False,

@@ -71,8 +71,23 @@ class Settings:
         least=1,
         word=NODES,
     )
+    max_replicas: int = setting(
+        0,
+        "most replicas of each model, as many as its load needs, `replicas` the least; 0: no autoscaling",
+        least=0,
+    )
+    target_occupancy: float = setting(
+        0.6,
+        "share of its time (or room) in which each replica is to be busy, when they are scaled",
+        least=0.05,
+    )
+    scale_out_s: float = setting(20.0, "seconds that the load is too much before replicas are added", least=0)
+    scale_in_s: float = setting(300.0, "seconds that it is too little before any is stopped", least=0)
     device: str = setting("auto", "where the state lives: auto, cpu, cuda or cuda:N")
     num_gpus: float = setting(1.0, "share of a GPU each replica takes, where there is one", least=0)
+    num_cpus: float = setting(
+        0.0, "CPUs of the Ray cluster that each replica takes from others; 0: they are not counted", least=0
+    )
     precision: str = setting(
         "bf16",
         "what the weights are kept in: fp32, bf16 or int8; sums, gates and states are float32 in all",
@@ -152,6 +167,23 @@ class Settings:
         if self.replicas != 1 and self.store == "memory:":
             raise SettingError(
                 "replicas: more than 1 needs a store that replicas share; memory: is one replica's own"
+            )
+        self._check_scale()
+
+    def _check_scale(self) -> None:
+        if self.target_occupancy > 1:
+            raise SettingError(f"target_occupancy: is a share, at most 1, not {self.target_occupancy:g}")
+        if self.max_replicas and self.store == "memory:":
+            raise SettingError(
+                "max_replicas: needs a store that replicas share; memory: is one replica's own"
+            )
+        if self.max_replicas and self.on_each_node:
+            raise SettingError(
+                "max_replicas: with replicas: nodes, the nodes are what decides; leave one of them"
+            )
+        if self.max_replicas and isinstance(self.replicas, int) and self.max_replicas < self.replicas:
+            raise SettingError(
+                f"max_replicas: must be at least replicas, {self.replicas}, not {self.max_replicas}"
             )
         if self.on_each_node and self.store.startswith("sqlite:"):
             raise SettingError(

@@ -71,6 +71,11 @@ class Application:
             endpoint.direct_url = url
 
     @property
+    def managers(self) -> list[SessionManager]:
+        """Of every version of every model; after `startup`."""
+        return [m for endpoint in self._endpoints.values() for m in endpoint.manager.managers]
+
+    @property
     def ready(self) -> bool:
         """Whether it can take traffic: everything is loaded and warm, and it is not stopping."""
         return self._started and self._stopping is None
@@ -87,11 +92,7 @@ class Application:
             endpoint.direct_url = self._direct_url
             await endpoint.manager.start(self._direct_url)
             self._endpoints[endpoint.bundle.name] = endpoint
-        sources = [
-            Source(manager.bundle.name, manager.bundle.version, manager)
-            for endpoint in self._endpoints.values()
-            for manager in endpoint.manager.managers
-        ]
+        sources = [Source(m.bundle.name, m.bundle.version, m) for m in self.managers]
         self._exposition = Exposition(sources, self.requests)
         # What is here now stays: the collector need not walk torch and Ray each time sessions pile up. And
         # what a request leaves behind goes by its reference count, so the collector need not look so often.
