@@ -38,7 +38,7 @@ async def test_ticks_are_the_engines_time() -> None:
         clock = Clock()
         house.engine.clock = time.perf_counter
         occupancy = Occupancy([house.manager], clock, lambda: 0.0)
-        await house.step("a", 3)
+        await house.step("a", 3, step=0)
         clock.now += house.manager.counters.tick_seconds.total * 4
         read = occupancy.read()
         assert read["ticks"] == read[OCCUPANCY] == pytest.approx(0.25)
@@ -50,7 +50,7 @@ async def test_requests_that_wait_and_open_sessions_count_against_the_most_there
     store.slow = True
     with make_house(store, queue=4, sessions=5) as house:
         occupancy = Occupancy([house.manager], Clock(), lambda: 0.0)
-        step = asyncio.create_task(house.step("a"))
+        step = asyncio.create_task(house.step("a", step=0))
         await store.asked()
         read = occupancy.read()
         assert (read["queue"], read["sessions"], read[OCCUPANCY]) == (0.25, 0.2, 0.25)
