@@ -224,11 +224,16 @@ def _options(settings: Settings) -> dict[str, Any]:
         "health_check_period_s": 5.0,
         "health_check_timeout_s": 30.0,
         "graceful_shutdown_wait_loop_s": 0.1,
-        # Serve's deregistration, its drain, then ours; the last seconds are for closing.
-        "graceful_shutdown_timeout_s": 2 * settings.drain_s + 10.0,
+        "graceful_shutdown_timeout_s": shutdown_s(settings),
         "max_constructor_retry_count": 2,
         "logging_config": _logging(settings),
     }
+
+
+def shutdown_s(settings: Settings) -> float:
+    """Seconds that a replica gets to end: Serve's deregistration, its drain, then ours; the last ones are for
+    closing."""
+    return 2 * settings.drain_s + 10.0
 
 
 def _logging(settings: Settings) -> LoggingConfig:
@@ -366,7 +371,7 @@ def stop(settings: Settings) -> None:
     # The models first: Serve would end the front door at the same time, and with it the streams through it.
     for name in (name for name in serve.status().applications if name != ROOT):
         serve.delete(name, _blocking=False)
-    deadline = time.monotonic() + 2 * settings.drain_s + 10.0
+    deadline = time.monotonic() + shutdown_s(settings)
     while set(serve.status().applications) - {ROOT} and time.monotonic() < deadline:
         time.sleep(0.1)
     serve.shutdown()  # type: ignore[no-untyped-call]

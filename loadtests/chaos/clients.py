@@ -79,6 +79,7 @@ class Clients:
         self.tracks: list[Track] = []
         self.seconds: list[float] = []
         self.seen: Counter[str] = Counter()
+        self.late: list[str] = []  # why calls took too long
 
     def inputs(self, number: int, first: int, count: int) -> NDArray[np.float64]:
         """The rows of some steps of a session, in units; always the same ones. [count, I]"""
@@ -128,6 +129,7 @@ class Clients:
                 reply = await track.session.step(inputs)
             except DeadlineExceeded as error:
                 self.seen["calls that took too long and were made again"] += 1
+                self.late.append(f"{track.session.id}: {error}")
                 if time.monotonic() > self._last_s:
                     track.broken = f"no reply: {error}"
                     return

@@ -51,7 +51,7 @@ class Node:
         self._process = spawn(self.machine.enter(command), self.directory / "log", self.environment)
 
     def revive(self) -> None:
-        """Starts it again if it ended by itself, as systemd or Kubernetes does: on a machine that is busy, Ray
+        """Starts it again if it ended by itself, as systemd or Kubernetes does: on a busy machine, Ray
         gives up waiting for its own processes."""
         if self._options and not self.alive:
             self.machine.kill()

@@ -94,8 +94,9 @@ class Story:
     async def _nodes(self) -> None:
         """What each node says of the whole."""
         async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
-            told = {(await http.get(f"{node.url}/v1/models")).text for node in self.cluster.nodes}
-            self._check(len(told) == 1 and MODEL in next(iter(told)), "every door lists the same models")
+            told = [(await http.get(f"{node.url}/v1/models")).json()["models"] for node in self.cluster.nodes]
+            names = {tuple(model["name"] for model in models) for models in told}
+            self._check(names == {(MODEL, OTHER)}, f"every door lists the same models: {names}")
             opened = [
                 (await http.post(f"{self.cluster.head.url}/v1/models/{MODEL}/sessions", json={})).json()
                 for _ in range(12)
@@ -129,13 +130,11 @@ class Story:
         scaling = {"replicas": 1, "max_replicas": 2, "num_cpus": 1, "scale_out_s": 2, "scale_in_s": 10}
         async with self._no_failed_request("a rolling update to autoscaling"):
             await self._deploy(**scaling)
-            await self._until("one replica, by autoscaling", lambda: self._counts() == 1)
-            await asyncio.sleep(5)
+            await self._until("one replica, by autoscaling", lambda: self._counts() == 1, hold_s=8)
         async with self._no_failed_request("scale-out and scale-in"):
             async with self._pressure():
-                await self._until("pressed, two", lambda: self._counts() == 2)
-            await self._until("at ease, one again", lambda: self._counts() == 1)
-            await asyncio.sleep(5)
+                await self._until("pressed, two", lambda: self._counts() == 2, hold_s=8)
+            await self._until("at ease, one again", lambda: self._counts() == 1, hold_s=8)
         async with self._no_failed_request("a rolling update back"):
             await self._deploy()
             await self._until("one replica on each worker", self._one_on_each)
@@ -254,7 +253,7 @@ class Story:
         before, answered = self._failures(), clients.seen["requests"]
         yield
         count, failed = clients.seen["requests"] - answered, self._failures() - before
-        self._check(not failed, f"{what}: {count} requests, {failed} failed")
+        self._check(not failed, f"{what}: {count} requests, {failed} failed", *clients.late[-failed:][:3])
 
     def _failures(self) -> int:
         clients = self._clients
@@ -278,15 +277,20 @@ class Story:
             not broken, f"after {time.monotonic() - began:.1f} s the last of them; {broken} could not"
         )
 
-    async def _until(self, what: str, true: Callable[[], bool], seconds: float = START_S) -> None:
-        began = time.monotonic()
-        while not await asyncio.to_thread(true):
+    async def _until(
+        self, what: str, true: Callable[[], bool], seconds: float = START_S, hold_s: float = 0.0
+    ) -> None:
+        """Returns when it is true and stayed so. Raises Failed."""
+        began = since = time.monotonic()
+        while time.monotonic() - since <= hold_s or not await asyncio.to_thread(true):
             for node in self.cluster.nodes:
                 await asyncio.to_thread(node.revive)
+            if not await asyncio.to_thread(true):
+                since = time.monotonic()
             if time.monotonic() - began > seconds:
                 raise Failed(f"not within {seconds:.0f} s: {what}")
             await asyncio.sleep(0.2)
-        self._check(True, f"{what} (after {time.monotonic() - began:.1f} s)")
+        self._check(True, f"{what} (after {time.monotonic() - began - hold_s:.1f} s)")
 
     def _check(self, good: bool, what: str, *more: str) -> None:
         self._bad += not good
