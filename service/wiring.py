@@ -80,6 +80,11 @@ class Application:
             endpoint.direct_url = url
 
     @property
+    def managers(self) -> list[SessionManager]:
+        """Of every version of every model; after `startup`."""
+        return [m for endpoint in self._endpoints.values() for m in endpoint.manager.managers]
+
+    @property
     def ready(self) -> bool:
         """Whether it can take traffic: everything is loaded and warm, and it is not stopping."""
         return self._started and self._stopping is None
