@@ -58,6 +58,11 @@ class Settings:
     direct_host: str = setting(
         "", "host name in direct_url, if clients know the replica by another than `host`"
     )
+    direct: str = setting(
+        "on",
+        "off: clients are told no direct_url, because they can't reach the replicas' own ports",
+        choices=("on", "off"),
+    )
     address: str = setting("", "Ray cluster to deploy to (auto, or ray://host:port); none: one of its own")
     models: str = setting(
         str(SHIPPED_BUNDLES),
