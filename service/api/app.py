@@ -16,6 +16,7 @@ from service.api.problems import TABLE
 from service.api.routes import HANDOVER, ROUTES, STREAM, Handler, Site, hand_over, match, unanswered
 from service.api.websocket import Streams
 from service.asgi import Receive, Scope, Send
+from service.asked import REQUEST_ID
 from service.errors import CellstateError, Elsewhere, EngineFailure, MethodNotAllowed, NotFound
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import insisting
@@ -28,35 +29,45 @@ class Api:
 
     def __init__(self, site: Site, max_body_bytes: int, counters: RequestCounters) -> None:
         self.site, self.counters = site, counters
-        self.streams = Streams()
+        self.streams = Streams(site.watch)
         self._limit = max_body_bytes
 
     async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        template, model = "", ""
+        template, model, session_id = "", "", ""
+        watch = self.site.watch
+        asked = watch.begin(scope["headers"])
         try:
             try:
                 template, model, session_id = match(scope["path"])
                 handler = _handler(template, scope["method"])
-                request = Request(scope, receive, self._limit, model, session_id)
+                request = Request(scope, receive, self._limit, model, session_id, asked.headers)
                 try:
                     response = await handler(self.site, request)
                 except Elsewhere as error:
                     response = await self._pass_on(error, handler, request)
             except CellstateError as error:
                 response = Response.of(error, TABLE[type(error)].status)
+                watch.refused(error, template, self._known(model), session_id)
         except ClientGone:
             return
         except asyncio.CancelledError:
             raise
         except Exception:  # a bug of ours: its client still gets an answer, and the log the reason
-            log.exception("a handler of %s failed", template)
+            about = {"event": "failure", "model": model, "session": session_id}
+            log.exception("a handler of %s failed", template, extra=about)
             own = EngineFailure("the service met an error of its own; it is in its log", retry_after_s=1)
             response = Response.of(own, 503)
-        # A model name that is not one of ours is a client's invention: as a label it would be unbounded
-        known = model if model in self.site.endpoints else ""
+        known = self._known(model)
         self.counters.observe(known, template or "none", response.status, time.perf_counter() - started)
+        if asked.named:
+            response.headers += ((REQUEST_ID, asked.id.encode()),)
         await response.send(send, head=scope["method"] == "HEAD")
+        watch.end(asked, scope["method"], template, known, session_id, response.status, started)
+
+    def _known(self, model: str) -> str:
+        """A model name that is not one of ours is a client's invention: as a label it would be unbounded."""
+        return model if model in self.site.endpoints else ""
 
     async def _pass_on(self, error: Elsewhere, handler: Handler, request: Request) -> Response:
         """The answer of the replica that owns the session; if that is away, the session is brought here."""

@@ -17,6 +17,7 @@ import httpx
 from model.versions import order
 from service.api.problems import PROBLEM_TYPE, TABLE, problem_json
 from service.asgi import Receive, Scope, Send
+from service.asked import ASKED, Asked
 from service.errors import CellstateError, MethodNotAllowed, NotFound, Unavailable
 
 JSON = "application/json"
@@ -99,9 +100,13 @@ class Cluster:
             return
         if scope["type"] != "http":
             return
+        asked = Asked(scope["headers"])
+        ASKED.set(asked)
         reply = await self._answer(scope["method"], scope["path"])
         headers = {"content-type": reply.content_type, "content-length": str(len(reply.body))}
         headers |= reply.headers or {}
+        if asked.named:
+            headers["x-request-id"] = asked.id
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": reply.status, "headers": raw})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -25,6 +25,7 @@ from service.api.schemas import (
     OpenBody,
     RewindBody,
 )
+from service.api.watch import Watch
 from service.errors import CellstateError, Elsewhere, InvalidValue, Moving, NotFound, Unavailable
 from service.sessions.custody import insisting
 from service.sessions.inputs import Steps
@@ -45,6 +46,7 @@ class Site:
     metrics: Callable[[], tuple[bytes, str]]  # the exposition and its content type
     openapi: Callable[[], bytes]
     docs: Callable[[], bytes]
+    watch: Watch = field(default_factory=Watch)
 
     def endpoint(self, model: str) -> ModelEndpoint:
         try:
@@ -162,6 +164,7 @@ async def bulk_step(site: Site, request: Request) -> Response:
             results.append(_error(error))
         except CellstateError as error:
             results.append(_error(error))
+            site.watch.refused(error, MODEL + "/steps", request.model)
         if number % BULK_SLICE == 0:
             await endpoint.turns.next()
     if elsewhere and endpoint.peers is not None and not endpoint.peers.is_peer(request):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from http import HTTPStatus
 from urllib.parse import parse_qs
 
@@ -15,8 +16,10 @@ from service.api.endpoint import ModelEndpoint, check_session_id
 from service.api.peers import PeerAway
 from service.api.problems import TABLE, problem
 from service.api.render import dumps
-from service.api.routes import Site, unanswered
+from service.api.routes import STREAM, Site, unanswered
+from service.api.watch import Watch
 from service.asgi import Receive, Scope, Send
+from service.asked import REQUEST_ID, Asked
 from service.errors import (
     BadRequest,
     CellstateError,
@@ -36,7 +39,8 @@ MOST_DIGITS = 16  # of a step's number
 class Streams:
     """The open streams of a process, so that a stop can close them."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self._tasks: set[asyncio.Task[None]] = set()
         self._none_left = asyncio.Event()
         self.stopping = False
@@ -56,8 +60,9 @@ class Streams:
     async def _serve(
         self, site: Site, model: str, session_id: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        stream = self._watch.begin(scope["headers"])
         await receive()  # websocket.connect
-        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.accept", "headers": [(REQUEST_ID, stream.id.encode())]})
         try:
             endpoint = site.endpoint(model)
             check_session_id(session_id)
@@ -66,7 +71,7 @@ class Streams:
             await _tell(send, error)
             await send({"type": "websocket.close", "code": 4404})
             return
-        task = asyncio.ensure_future(_converse(endpoint, session_id, resume, receive, send))
+        task = asyncio.ensure_future(self._converse(endpoint, session_id, resume, stream, receive, send))
         self._tasks.add(task)
         try:
             await task
@@ -79,7 +84,8 @@ class Streams:
         except OSError:
             raise
         except Exception:  # a bug of ours, as in `app`
-            log.exception("a stream failed")
+            about = {"event": "failure", "model": model, "session": session_id}
+            log.exception("a stream failed", extra=about)
             await _tell(send, EngineFailure("the service met an error of its own", retry_after_s=1))
             await send({"type": "websocket.close", "code": 1011})
         finally:
@@ -87,6 +93,37 @@ class Streams:
             self._tasks.discard(task)
             if not self._tasks:
                 self._none_left.set()
+
+    async def _converse(
+        self,
+        endpoint: ModelEndpoint,
+        session_id: str,
+        resume: int | None,
+        stream: Asked,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        watch, model = self._watch, endpoint.bundle.name
+        if resume is not None and not await _repeat(endpoint, session_id, resume, send):
+            return
+        while True:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            started, asked = time.perf_counter(), watch.message(stream)
+            text, status = message.get("text"), 200
+            try:
+                if text is None:
+                    raise BadRequest("a stream takes text frames with JSON in them, not binary ones")
+                answer = await _answer(endpoint, session_id, text.encode())
+            except CellstateError as error:
+                status = TABLE[type(error)].status
+                watch.refused(error, STREAM, model, session_id)
+                if not await _went_on(send, error, endpoint, session_id):
+                    return
+            else:
+                await send({"type": "websocket.send", "text": answer})
+            watch.end(asked, "MESSAGE", STREAM, model, session_id, status, started)
 
     async def stop(self) -> None:
         """Closes every stream with 1012, once it has answered what it was asked."""
@@ -105,27 +142,6 @@ def _resume(scope: Scope) -> int | None:
     if not given[-1].isdecimal() or len(given[-1]) > MOST_DIGITS:
         raise InvalidValue(f"resume is {given[-1][:40]!r}, must be a step's number", field="resume")
     return int(given[-1])
-
-
-async def _converse(
-    endpoint: ModelEndpoint, session_id: str, resume: int | None, receive: Receive, send: Send
-) -> None:
-    if resume is not None and not await _repeat(endpoint, session_id, resume, send):
-        return
-    while True:
-        message = await receive()
-        if message["type"] == "websocket.disconnect":
-            return
-        text = message.get("text")
-        try:
-            if text is None:
-                raise BadRequest("a stream takes text frames with JSON in them, not binary ones")
-            answer = await _answer(endpoint, session_id, text.encode())
-        except CellstateError as error:
-            if not await _went_on(send, error, endpoint, session_id):
-                return
-        else:
-            await send({"type": "websocket.send", "text": answer})
 
 
 async def _repeat(endpoint: ModelEndpoint, session_id: str, step: int, send: Send) -> bool:

@@ -37,6 +37,7 @@ from service.errors import (
     Unavailable,
     VersionConflict,
 )
+from service.logs import Repeated
 from service.sessions.counters import Counters
 from service.sessions.inputs import InputReader
 from service.sessions.lease import Lease
@@ -124,6 +125,7 @@ class Custody:
         *,
         trusted: bool = True,
     ) -> None:
+        self.store_kind = type(store).__name__.removesuffix("Store").lower()
         self.store, self._bundle, self._engine, self._upkeep = store, bundle, engine, upkeep
         self._counters, self._run, self._neighbours = counters, run, Neighbours(release)
         self._reader = InputReader(bundle.spec, 1)
@@ -135,6 +137,7 @@ class Custody:
         self._address = ""
         self._sweeping: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._repeated = Repeated(log)
         self._replayed = self._written = 0.0  # seconds, of a step run again and of a snapshot, on average
 
     async def start(self, address: str) -> None:
@@ -148,7 +151,7 @@ class Custody:
         """Ends what nobody has come back for, now and then."""
         while True:
             await asyncio.sleep(SWEEP_S * random.uniform(0.5, 1.5))  # noqa: S311  replicas take turns
-            await _quietly(self.store.sweep())
+            await _quietly(self.store.sweep(), self._repeated)
 
     async def stop(self) -> None:
         """Leaves the store; sessions that were not released are as if the replica had died."""
@@ -172,13 +175,17 @@ class Custody:
         SessionLost or Moving."""
         deadline = self._loop.time() + self.store.lease_s + PATIENCE_S
         window = max(self._upkeep.window, 1)
-        ask = None if by_step else opening
+        ask, waited = None if by_step else opening, ""
         while True:
             found = await self.store.claim(session_id, ask, window)
             if isinstance(found, Image):
                 if not found.opened and found.idle_s >= found.ttl_s:
                     await self.store.end(session_id, found.epoch, Ending.EXPIRED)
+                    self._tell(logging.DEBUG, "expired", "a session has expired", session=session_id)
                     continue
+                if waited:
+                    told = "a session was taken over from a replica that is gone"
+                    self._tell(logging.INFO, "taken_over", told, session=session_id, owner=waited)
                 return found
             if isinstance(found, Absent):
                 known = found.ending in (Ending.EXPIRED, Ending.LOST)
@@ -193,12 +200,23 @@ class Custody:
             let_go = None if mine else await self._neighbours.release(found, session_id)
             if let_go:
                 self._counters.takeovers["handed over"] += 1
+                told = "a session came from another replica"
+                self._tell(logging.INFO, "moved", told, session=session_id, owner=found.address)
                 continue
             if let_go is False:
                 raise Elsewhere(found.address)
             if self._loop.time() > deadline:
                 raise Moving(f"the replica that owns session {session_id} does not answer", retry_after_s=1)
+            waited = found.address
             await self._neighbours.wait(found)
+
+    def _tell(self, level: int, event: str, message: str, **about: str) -> None:
+        """What may happen to thousands of sessions in a second: the first one's line, and how many more."""
+        model = self._bundle.name
+        if log.isEnabledFor(logging.DEBUG):
+            log.log(level, message, extra={"event": event, "model": model, **about})
+        else:
+            self._repeated.tell(event, level, message, event=event, model=model, **about)
 
     def _absent(self, session_id: str, ending: Ending | None) -> CellstateError:
         if ending is Ending.EXPIRED:
@@ -311,6 +329,9 @@ class Custody:
             raise
         session.state, session.saved_step = state, image.next_step
         self._counters.upgraded[self._upkeep.upgrade] += 1
+        told = "a session of another version goes on with this one"
+        versions = {"version": self._bundle.version, "before": image.version}
+        self._tell(logging.INFO, "upgraded", told, session=session.id, **versions)
 
     async def _replayed_whole(self, session: Session, image: Image) -> StateHandle:
         """The state that this version of the model comes to by all that is kept of the session's inputs."""
@@ -362,9 +383,22 @@ class Custody:
 
     def in_background(self, work: Awaitable[None]) -> None:
         """Does what no request waits for; that it failed is logged, and made up for by a later one."""
-        task = self._loop.create_task(_quietly(work))
+        task = self._loop.create_task(_quietly(work, self._repeated))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def commit_failed(self, error: BaseException, sessions: int) -> None:
+        """Steps were run that the store did not take; their requests are told."""
+        name = type(error).__name__
+        self._repeated.tell(
+            ("commit", name),
+            logging.WARNING,
+            "the store did not take steps; their requests are told",
+            event="commit_failed",
+            error=f"{name}: {error}",
+            model=self._bundle.name,
+            sessions=sessions,
+        )
 
     # A session leaves
 
@@ -476,11 +510,12 @@ def told(error: BaseException) -> CellstateError:
     return Unavailable(f"{type(error).__name__}: {error}", retry_after_s=1)
 
 
-async def _quietly(work: Awaitable[object]) -> None:
+async def _quietly(work: Awaitable[object], repeated: Repeated) -> None:
     try:
         await work
     except StoreError as error:
-        log.warning("the store did not take it: %s", error)
+        told = "what no request waits for was not stored, and will be again"
+        repeated.tell("quietly", logging.WARNING, told, event="store_refused", error=str(error))
 
 
 def _average(old: float, new: float) -> float:
