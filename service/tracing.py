@@ -87,8 +87,6 @@ class Tracer:
             attributes = {**attributes, "cellstate.parts_dropped": trace.dropped}
         parent = self._context(trace, trace.parent_id, remote=True) if trace.parent_id else None
         own = self._context(trace, trace.span_id)
-        outcome = Status(StatusCode.ERROR if status >= SERVER_ERROR else StatusCode.UNSET)
-        self._emit(name, own, parent, SpanKind.SERVER, attributes, started, ended, offset, outcome)
         for part in parts:
             kind = SpanKind.CLIENT if part.span_id else SpanKind.INTERNAL
             context = self._context(trace, part.span_id or new_span_id())
@@ -96,6 +94,8 @@ class Tracer:
             if part.count > 1:
                 told["cellstate.requests"] = part.count
             self._emit(part.name, context, own, kind, told, part.start, part.end, offset, Status())
+        outcome = Status(StatusCode.ERROR if status >= SERVER_ERROR else StatusCode.UNSET)
+        self._emit(name, own, parent, SpanKind.SERVER, attributes, started, ended, offset, outcome)
 
     def _context(self, trace: Trace, span_id: int, *, remote: bool = False) -> SpanContext:
         return SpanContext(trace.trace_id, span_id, remote, SAMPLED)
@@ -126,6 +126,10 @@ class Tracer:
                 instrumentation_scope=SCOPE,
             )
         )
+
+    def flush(self) -> None:
+        """Sends what waits. Blocks, as `close` does."""
+        self._processor.force_flush()
 
     def close(self) -> None:
         """Sends what waits, EXPORT_S at most. May block: not for an event loop."""

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("cellstate.api")
 access = logging.getLogger("cellstate.access")
 
-SERVER_ERROR, TOO_MANY, BAD = 500, 429, 400
+SERVER_ERROR, TOO_MANY = 500, 429
+#: That these say no is their use
+PROBES = ("/readyz", "/healthz")
 #: What keys refuse: somebody tries what is not theirs, or has the wrong one
 NOT_ALLOWED = (401, 403)
 
@@ -72,14 +74,16 @@ class Watch:
         """A request, a message or an item of a bulk body is answered with an error. What is the client's
         fault is its own concern, and may repeat what it sent: without its words, at debug."""
         kind = TABLE[type(error)]
-        level = _level(error, kind.status)
+        level = _level(error, kind.status, route)
         if level == logging.DEBUG and not log.isEnabledFor(level):
             return
         fields: dict[str, Any] = {"code": kind.code, "status": kind.status, "route": route, "model": model}
         if session:
             fields["session"] = session[:128]
-        if level > logging.DEBUG:
-            fields["detail"] = error.detail
+        if level == logging.DEBUG:  # each: whoever asks for them looks for one
+            log.debug("refused: %s", kind.title, extra={"event": "refused", **fields})
+            return
+        fields["detail"] = error.detail
         key = model, route, kind.code
         self._repeated.tell(key, level, f"refused: {kind.title}", event="refused", **fields)
 
@@ -110,12 +114,14 @@ def _about(
     }
 
 
-def _level(error: CellstateError, status: int) -> int:
+def _level(error: CellstateError, status: int, route: str) -> int:
     """What an operator must know: that data is lost or damaged, and that requests are turned away."""
     if isinstance(error, SessionDamaged):
         return logging.ERROR
     if isinstance(error, SessionLost):
         return logging.WARNING
+    if route in PROBES:
+        return logging.DEBUG
     if status >= SERVER_ERROR or status == TOO_MANY or status in NOT_ALLOWED:
         return logging.WARNING
     return logging.DEBUG
