@@ -83,6 +83,8 @@ def _one_line(text: str) -> str:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
     text = f"{value:g}" if isinstance(value, float) else str(value)
     text = _one_line(text)
     return json.dumps(text, ensure_ascii=False) if not text or any(c in ' "=' for c in text) else text

@@ -24,6 +24,7 @@ access = logging.getLogger("cellstate.access")
 SERVER_ERROR, TOO_MANY = 500, 429
 #: That these say no is their use
 PROBES = ("/readyz", "/healthz")
+UNTRACED = (*PROBES, "/metrics")
 #: What keys refuse: somebody tries what is not theirs, or has the wrong one
 NOT_ALLOWED = (401, 403)
 
@@ -61,7 +62,7 @@ class Watch:
             self._slow(method, route, model, session, status, ended - started)
         if self._each:
             self._tell(method, route, model, session, status, ended - started)
-        if asked.trace is not None and self.tracer is not None:
+        if asked.trace is not None and self.tracer is not None and route not in UNTRACED:
             about: dict[str, Any] = {"http.request.method": method, "http.route": route}
             about |= {"http.response.status_code": status, "cellstate.model": model}
             if session:
