@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,8 @@ from service import listener, logs, metrics_merge, shortcut
 from service.api.cluster import Cluster, Facts, Replica
 from service.asgi import ASGI, Receive, Scope, Send
 from service.listener import Listener
+from service.metrics import Exposition, Process
+from service.pulse import Pulse
 from service.settings import SettingError, Settings, direct_port_range, read
 
 if TYPE_CHECKING:
@@ -157,7 +160,19 @@ class Root:
 
     async def __init__(self, models: Sequence[str], door: str) -> None:  # type: ignore[misc]
         self._seen: dict[str, tuple[float, Replica]] = {}
-        self._cluster = Cluster(models, self._replicas, metrics_merge.merge, _describe, door=door)
+        self._cluster = cluster = Cluster(
+            models,
+            self._replicas,
+            metrics_merge.merge,
+            _describe,
+            door=door,
+            own=lambda: self._exposition.render()[0],
+        )
+        self._pulse = Pulse()
+        self._pulse.start()
+        build = {"version": version("cellstate"), "python": platform.python_version(), "ray": RAY_VERSION}
+        process = Process(build, lambda: cluster.ready, lag=self._pulse.lag, replicas=lambda: cluster.living)
+        self._exposition = Exposition([], cluster.requests, process)
         shortcut.serve(_Whole(self._cluster, ""))
 
     def __serve_build_asgi_app__(self) -> ASGI:

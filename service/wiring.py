@@ -6,8 +6,12 @@ import asyncio
 import contextlib
 import gc
 import logging
+import platform
+import secrets
 import time
 from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -23,7 +27,8 @@ from service.api.routes import Site
 from service.api.watch import Watch
 from service.asgi import Receive, Scope, Send
 from service.engine.engine import Engine
-from service.metrics import Exposition, Source
+from service.metrics import Exposition, Process, Source
+from service.pulse import Pulse
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import Upkeep
 from service.sessions.manager import SessionManager
@@ -49,13 +54,17 @@ class Application:
         self._endpoints: dict[str, ModelEndpoint] = {}
         self._started = False
         self._stopping: asyncio.Task[None] | None = None
-        self._direct_url = self.replica = ""
+        self._direct_url = ""
+        self.replica = secrets.token_hex(4)  # the name of this process among others
         self.requests = RequestCounters()
+        self._pulse = Pulse()
         self._exposition: Exposition | None = None
         site = Site(
             endpoints=self._endpoints,
             ready=lambda: self.ready,
             metrics=self._metrics,
+            replica=lambda: self.replica,
+            counters=self.requests,
             openapi=lambda: openapi_json(self._endpoints.values()),
             docs=lambda: docs_page(self._endpoints.values()),
             watch=Watch(settings.slow_ms / 1000 or float("inf"), each=settings.access_log == "on"),
@@ -78,6 +87,11 @@ class Application:
         """Whether it can take traffic: everything is loaded and warm, and it is not stopping."""
         return self._started and self._stopping is None
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it takes nothing new any more."""
+        return self._stopping is not None
+
     async def startup(self) -> None:
         """Makes the engines, warms them, and begins. Once, on the loop that will serve."""
         if self._started:
@@ -91,11 +105,12 @@ class Application:
             await endpoint.manager.start(self._direct_url)
             self._endpoints[endpoint.bundle.name] = endpoint
         sources = [
-            Source(manager.bundle.name, manager.bundle.version, manager)
+            Source(manager.bundle.name, manager.bundle.version, manager, endpoint.manager.lease_of(manager))
             for endpoint in self._endpoints.values()
             for manager in endpoint.manager.managers
         ]
-        self._exposition = Exposition(sources, self.requests)
+        self._pulse.start()
+        self._exposition = Exposition(sources, self.requests, self._process(device))
         if self.settings.traces:
             self._trace(sources)
         # What is here now stays: the collector need not walk torch and Ray each time sessions pile up. And
@@ -125,7 +140,7 @@ class Application:
             self.settings.traces,
             self.settings.trace_ratio,
             service__name="cellstate",
-            service__instance__id=self.replica or self._direct_url,
+            service__instance__id=self.replica,
             cellstate__versions=", ".join(f"{source.model} {source.version}" for source in sources),
         )
         for source in sources:
@@ -140,9 +155,8 @@ class Application:
     async def _stop(self) -> None:
         began = time.monotonic()
         managers = [endpoint.manager for endpoint in self._endpoints.values()]
-        log.info(
-            "draining: running requests may end", extra={"event": "drain", "streams": len(self.api.streams)}
-        )
+        streams = {"event": "drain", "streams": len(self.api.streams)}
+        log.info("draining: running requests may end", extra=streams)
         drained = await asyncio.gather(*(m.drain(self.settings.drain_s) for m in managers))
         if not all(drained):
             cut = {"event": "drain_cut", "seconds": self.settings.drain_s}
@@ -159,6 +173,7 @@ class Application:
         for endpoint in self._endpoints.values():
             if endpoint.peers is not None:
                 await endpoint.peers.close()
+        self._pulse.stop()
         tracer = self.api.site.watch.tracer
         if tracer is not None:
             await asyncio.to_thread(tracer.close)
@@ -187,6 +202,18 @@ class Application:
                 await self.shutdown()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+    def _process(self, device: torch.device) -> Process:
+        build = {
+            "version": own_version(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "device": device.type,
+            "precision": self.settings.precision,
+            "store": self.settings.store.partition(":")[0],
+        }
+        gpu = partial(gpu_memory, device) if device.type == "cuda" else None
+        return Process(build, lambda: self.ready, lambda: self.stopping, self._pulse.lag, gpu)
 
     def _metrics(self) -> tuple[bytes, str]:
         if self._exposition is None:
@@ -255,6 +282,25 @@ def make_engine(settings: Settings, bundle: Bundle, device: torch.device) -> Eng
     )
     engine.runner.warm(min(settings.max_batch, settings.slots))
     return engine
+
+
+def gpu_memory(device: torch.device) -> dict[str, float]:
+    """Bytes: what this process's tensors take, what torch keeps for them, and what all processes leave."""
+    free, total = torch.cuda.mem_get_info(device)
+    return {
+        "allocated": torch.cuda.memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+        "free": free,
+        "total": total,
+    }
+
+
+def own_version() -> str:
+    """Of this distribution; 0 if it is not installed."""
+    try:
+        return version("cellstate")
+    except PackageNotFoundError:
+        return "0"
 
 
 def choose_device(settings: Settings) -> torch.device:

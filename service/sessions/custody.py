@@ -57,6 +57,7 @@ from service.sessions.stores.protocol import (
     Saved,
     Stale,
     Store,
+    StoreAway,
     StoreError,
     StoreFault,
 )
@@ -176,7 +177,8 @@ class Custody:
         SessionLost or Moving."""
         deadline = self._loop.time() + self.store.lease_s + PATIENCE_S
         window = max(self._upkeep.window, 1)
-        ask, waited = None if by_step else opening, ""
+        ask, owner = None if by_step else opening, ""
+        handed_over = False
         while True:
             found = await self.store.claim(session_id, ask, window)
             if isinstance(found, Image):
@@ -184,9 +186,9 @@ class Custody:
                     await self.store.end(session_id, found.epoch, Ending.EXPIRED)
                     self._tell(logging.DEBUG, "expired", "a session has expired", session=session_id)
                     continue
-                if waited:
-                    told = "a session was taken over from a replica that is gone"
-                    self._tell(logging.INFO, "taken_over", told, session=session_id, owner=waited)
+                if handed_over or found.taken:
+                    self._counters.takeovers["lease" if found.taken else "handed over"] += 1
+                    self._came(session_id, owner, taken=found.taken)
                 return found
             if isinstance(found, Absent):
                 known = found.ending in (Ending.EXPIRED, Ending.LOST)
@@ -198,18 +200,22 @@ class Custody:
             settled = found.held_s >= SETTLED_S
             if not mine and not (insist or (pull and settled)):
                 raise Elsewhere(found.address)
+            owner = found.address
             let_go = None if mine else await self._neighbours.release(found, session_id)
+            handed_over = bool(let_go)
             if let_go:
-                self._counters.takeovers["handed over"] += 1
-                told = "a session came from another replica"
-                self._tell(logging.INFO, "moved", told, session=session_id, owner=found.address)
                 continue
             if let_go is False:
                 raise Elsewhere(found.address)
             if self._loop.time() > deadline:
                 raise Moving(f"the replica that owns session {session_id} does not answer", retry_after_s=1)
-            waited = found.address
             await self._neighbours.wait(found)
+
+    def _came(self, session_id: str, owner: str, *, taken: bool) -> None:
+        event, told = "moved", "a session came from another replica"
+        if taken:
+            event, told = "taken_over", "a session was taken over from a replica that is gone"
+        self._tell(logging.INFO, event, told, session=session_id, owner=owner)
 
     def _tell(self, level: int, event: str, message: str, **about: str) -> None:
         """What may happen to thousands of sessions in a second: the first one's line, and how many more."""
@@ -221,10 +227,8 @@ class Custody:
 
     def _absent(self, session_id: str, ending: Ending | None) -> CellstateError:
         if ending is Ending.EXPIRED:
-            self._counters.lost["expired"] += 1
             return SessionExpired(f"session {session_id} was idle for longer than its time to live")
         if ending is Ending.LOST:
-            self._counters.lost["process"] += 1
             return SessionLost(f"session {session_id} was kept in the memory of a process that ended")
         return SessionNotFound(f"there is no session {session_id}; step 0 opens it")
 
@@ -385,6 +389,8 @@ class Custody:
     async def _save(self, keepings: list[Keeping]) -> None:
         began = self._loop.time()
         await self.store.save(keepings)
+        self._counters.snapshots += len(keepings)
+        self._counters.snapshot_bytes += sum(len(keeping.snapshot.data) for keeping in keepings)
         self._written = _average(self._written, (self._loop.time() - began) / len(keepings))
 
     def in_background(self, work: Awaitable[None]) -> None:
@@ -514,6 +520,12 @@ def told(error: BaseException) -> CellstateError:
     if isinstance(error, StoreError):
         return Unavailable(f"the store is away: {error}", retry_after_s=1)
     return Unavailable(f"{type(error).__name__}: {error}", retry_after_s=1)
+
+
+def reason_of(error: BaseException) -> str:
+    """The same as a label: one of few words."""
+    kinds = {StoreAway: "away", Stale: "stale", Fenced: "fenced", StoreFault: "fault"}
+    return next((word for kind, word in kinds.items() if isinstance(error, kind)), "other")
 
 
 async def _quietly(work: Awaitable[object], repeated: Repeated) -> None:
