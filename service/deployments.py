@@ -21,7 +21,7 @@ from ray import serve
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve.schema import LoggingConfig
 
-from service import listener, metrics_merge, nodes, shortcut
+from service import listener, logs, metrics_merge, nodes, shortcut
 from service.api.cluster import Cluster, Facts, Replica
 from service.asgi import ASGI, Receive, Scope, Send
 from service.listener import Listener
@@ -100,17 +100,19 @@ class ModelReplica:
     async def __init__(self, settings: Settings, bundles: Sequence[Path], model: str) -> None:  # type: ignore[misc]
         from service.wiring import build  # torch: a second and 200 MB that the root's process can do without
 
+        replica = serve.get_replica_context().replica_id.unique_id
+        logs.configure(settings.log_level, settings.log_format, settings.log_to, model=model, replica=replica)
         nodes.check_store(settings)
         self._application: Application = build(settings, bundles)
         socket = listener.bind(settings.host, direct_port_range(settings))
         self._application.direct_url = listener.url(socket, _direct_host(settings))
+        self._application.replica = replica
         await self._application.startup()
         self._occupancy = Occupancy(self._application.managers)
         self._listener = Listener(self._application, socket, settings)
         self._listener.open()
         self._prefix = f"/v1/models/{model}"
         shortcut.serve(_Whole(self._application, self._prefix))
-        replica = self._application.replica = serve.get_replica_context().replica_id.unique_id
         entry = Replica(model=model, replica=replica, url=self._application.direct_url)
         _keep(model, Served(settings, tuple(bundles)))
         self._heartbeat = asyncio.get_running_loop().create_task(_announce(entry))
@@ -252,7 +254,9 @@ def shutdown_s(settings: Settings) -> float:
 
 
 def _logging(settings: Settings) -> LoggingConfig:
-    return LoggingConfig(enable_access_log=False, log_level=settings.log_level.upper())
+    # Serve's own files: what it says of its progress is of use to who looks into Serve
+    level = "DEBUG" if settings.log_level == "debug" else "WARNING"
+    return LoggingConfig(enable_access_log=False, log_level=level)
 
 
 def model(args: dict[str, str]) -> serve.Application:

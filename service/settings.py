@@ -152,8 +152,22 @@ class Settings:
     max_traced_steps: int = setting(256, "most steps of one request that asks for gates", least=1)
     drain_s: float = setting(10.0, "seconds that running requests get to end at a stop", least=0)
     log_level: str = setting(
-        "warning", "least level that is logged", choices=("debug", "info", "warning", "error")
+        "info", "least level that is logged", choices=("debug", "info", "warning", "error")
     )
+    log_format: str = setting(
+        "auto",
+        "lines of the log, on stderr: text or json; auto: text on a terminal, else json",
+        choices=("auto", "text", "json"),
+    )
+    access_log: str = setting("off", "a line for every request: on or off", choices=("off", "on"))
+    slow_ms: float = setting(1000.0, "a request that took longer is logged; 0: none is", least=0)
+    traces: str = setting(
+        "", "OTLP/HTTP endpoint that OpenTelemetry traces go to, such as http://127.0.0.1:4318; none: off"
+    )
+    trace_ratio: float = setting(
+        1.0, "share of the requests that are traced, of those that do not say it themselves", least=0
+    )
+    log_to: str = setting("", "socket of the `cellstate serve` that shows this process's log", hidden=True)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -164,6 +178,10 @@ class Settings:
             raise SettingError(f"store: {self.store!r} is not known; there are {', '.join(STORES)}")
         if self.store == "memory:" and self.durability in ("journal", "fsync"):
             raise SettingError(f"durability: memory: keeps nothing; {self.durability} needs another store")
+        if self.trace_ratio > 1:
+            raise SettingError(f"trace_ratio: must be at most 1, not {self.trace_ratio!r}")
+        if self.traces and not self.traces.startswith(("http://", "https://")):
+            raise SettingError(f"traces: must be the URL of an OTLP/HTTP endpoint, not {self.traces!r}")
         if self.address and self.store.startswith("sqlite:"):
             raise SettingError(
                 "store: sqlite: is for one machine; on a cluster (--address) give a redis:// that all of it"

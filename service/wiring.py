@@ -8,6 +8,7 @@ import gc
 import logging
 import platform
 import secrets
+import time
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,7 @@ from service.api.openapi import openapi_json
 from service.api.pages import docs_page
 from service.api.peers import Peers
 from service.api.routes import Site
+from service.api.watch import Watch
 from service.asgi import Receive, Scope, Send
 from service.engine.engine import Engine
 from service.metrics import Exposition, Process, Source
@@ -65,6 +67,7 @@ class Application:
             counters=self.requests,
             openapi=lambda: openapi_json(self._endpoints.values()),
             docs=lambda: docs_page(self._endpoints.values()),
+            watch=Watch(settings.slow_ms / 1000 or float("inf"), each=settings.access_log == "on"),
         )
         self.api = Api(site, settings.max_body_bytes, self.requests)
 
@@ -103,7 +106,7 @@ class Application:
         """Makes the engines, warms them, and begins. Once, on the loop that will serve."""
         if self._started:
             return
-        device = choose_device(self.settings)
+        began, device = time.monotonic(), choose_device(self.settings)
         if device.type == "cpu":
             torch.set_num_threads(self.settings.threads)
         for lineage in self._models:
@@ -118,12 +121,40 @@ class Application:
         ]
         self._pulse.start()
         self._exposition = Exposition(sources, self.requests, self._process(device))
+        if self.settings.traces:
+            self._trace(sources)
         # What is here now stays: the collector need not walk torch and Ray each time sessions pile up. And
         # what a request leaves behind goes by its reference count, so the collector need not look so often.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_ALLOCATIONS)
         self._started = True
+        log.info(
+            "ready",
+            extra={
+                "event": "ready",
+                "versions": [f"{source.model} {source.version}" for source in sources],
+                "device": str(device),
+                "precision": self.settings.precision,
+                "store": self.settings.store.partition(":")[0],
+                "url": self._direct_url,
+                "seconds": round(time.monotonic() - began, 3),
+            },
+        )
+
+    def _trace(self, sources: Sequence[Source]) -> None:
+        """Raises SettingError if that can't be done here."""
+        from service.tracing import open_tracer  # a sixth of a second that most can do without
+
+        self.api.site.watch.tracer = open_tracer(
+            self.settings.traces,
+            self.settings.trace_ratio,
+            service__name="cellstate",
+            service__instance__id=self.replica,
+            cellstate__versions=", ".join(f"{source.model} {source.version}" for source in sources),
+        )
+        for source in sources:
+            source.manager.traced = True
 
     async def shutdown(self) -> None:
         """Takes no new work, lets running requests end (`drain_s`), closes streams and engines."""
@@ -132,10 +163,14 @@ class Application:
         await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
+        began = time.monotonic()
         managers = [endpoint.manager for endpoint in self._endpoints.values()]
+        streams = {"event": "drain", "streams": len(self.api.streams)}
+        log.info("draining: running requests may end", extra=streams)
         drained = await asyncio.gather(*(m.drain(self.settings.drain_s) for m in managers))
         if not all(drained):
-            log.warning("requests were still running after %g s", self.settings.drain_s)
+            cut = {"event": "drain_cut", "seconds": self.settings.drain_s}
+            log.warning("requests were still running after %g s", self.settings.drain_s, extra=cut)
         await asyncio.gather(*(manager.leave() for manager in managers))
         for manager in managers:
             manager.close()
@@ -149,6 +184,10 @@ class Application:
             if endpoint.peers is not None:
                 await endpoint.peers.close()
         self._pulse.stop()
+        tracer = self.api.site.watch.tracer
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
+        log.info("stopped", extra={"event": "stopped", "seconds": round(time.monotonic() - began, 3)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -215,7 +254,8 @@ def make_endpoint(settings: Settings, lineage: Lineage, device: torch.device) ->
     newest, older = lineage[0], lineage[1:]
     if settings.store == "memory:" or settings.upgrade != "pin":
         for bundle in older:
-            log.info("%s: no session stays on version %s, it is not loaded", bundle.name, bundle.version)
+            about = {"event": "version_left_out", "model": bundle.name, "version": bundle.version}
+            log.info("no session stays on an older version: it is not loaded", extra=about)
         older = ()
     engine = make_engine(settings, newest, device)
     if settings.store == "memory:":

@@ -21,6 +21,7 @@ from model.versions import order
 from service.api.problems import PROBLEM_TYPE, TABLE, problem_json
 from service.api.targets import OWN, Target, host, targets_json
 from service.asgi import Receive, Scope, Send
+from service.asked import ASKED, Asked
 from service.errors import CellstateError, MethodNotAllowed, NotFound, Unavailable
 from service.sessions.counters import RequestCounters
 
@@ -117,12 +118,15 @@ class Cluster:
             return
         if scope["type"] != "http":
             return
-        started = time.perf_counter()
+        started, asked = time.perf_counter(), Asked(scope["headers"])
+        ASKED.set(asked)
         reply = await self._answer(scope)
         route = scope["path"] if scope["path"] in self._routes else "none"
         self._count(route, reply.status, reply.code, time.perf_counter() - started)
         headers = {"content-type": reply.content_type, "content-length": str(len(reply.body))}
         headers |= reply.headers or {}
+        if asked.named:
+            headers["x-request-id"] = asked.id
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": reply.status, "headers": raw})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})

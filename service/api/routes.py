@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -26,6 +26,7 @@ from service.api.schemas import (
     RewindBody,
 )
 from service.api.targets import OWN, Target, host, targets_json
+from service.api.watch import Watch
 from service.errors import CellstateError, Elsewhere, InvalidValue, Moving, NotFound, Unavailable
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import insisting
@@ -49,6 +50,7 @@ class Site:
     counters: RequestCounters
     openapi: Callable[[], bytes]
     docs: Callable[[], bytes]
+    watch: Watch = field(default_factory=Watch)
 
     def endpoint(self, model: str) -> ModelEndpoint:
         try:
@@ -169,6 +171,7 @@ async def bulk_step(site: Site, request: Request) -> Response:
         except CellstateError as error:
             failed[number - 1] = TABLE[type(error)]
             results.append(_error(error))
+            site.watch.refused(error, MODEL + "/steps", request.model)
         if number % BULK_SLICE == 0:
             await endpoint.turns.next()
     of_peer = endpoint.peers is not None and endpoint.peers.is_peer(request)

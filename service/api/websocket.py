@@ -17,7 +17,9 @@ from service.api.peers import PeerAway
 from service.api.problems import TABLE, code_in, problem
 from service.api.render import dumps
 from service.api.routes import STREAM, Site, unanswered
+from service.api.watch import Watch
 from service.asgi import Receive, Scope, Send
+from service.asked import REQUEST_ID, Asked
 from service.errors import (
     BadRequest,
     CellstateError,
@@ -34,13 +36,15 @@ log = logging.getLogger("cellstate.api")
 
 #: How a stream ended if not by a code of ours: its client left. How it did, uvicorn does not say for sure.
 CLIENT = "client"
+MESSAGE = "MESSAGE"  # in place of a method
 MOST_DIGITS = 16  # of a step's number
 
 
 class Streams:
     """The open streams of a process, so that a stop can close them."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self._tasks: set[asyncio.Task[str]] = set()
         self._none_left = asyncio.Event()
         self.stopping = False
@@ -60,8 +64,9 @@ class Streams:
     async def _serve(
         self, site: Site, model: str, session_id: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        stream = self._watch.begin(scope["headers"])
         await receive()  # websocket.connect
-        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.accept", "headers": [(REQUEST_ID, stream.id.encode())]})
         counters = site.counters
         try:
             endpoint = site.endpoint(model)
@@ -75,7 +80,7 @@ class Streams:
             await _tell(send, error)
             await send({"type": "websocket.close", "code": 4404})
             return
-        task = asyncio.ensure_future(_converse(endpoint, session_id, counters, resume, receive, send))
+        task = asyncio.ensure_future(_converse(endpoint, session_id, site, stream, resume, receive, send))
         self._tasks.add(task)
         counters.streams_opened[model] += 1
         ending = CLIENT
@@ -92,7 +97,8 @@ class Streams:
         except OSError:
             raise
         except Exception:  # a bug of ours, as in `app`
-            log.exception("a stream failed")
+            about = {"event": "failure", "model": model, "session": session_id}
+            log.exception("a stream failed", extra=about)
             ending = "1011"
             counters.errors[model, TABLE[EngineFailure].code] += 1
             await _tell(send, EngineFailure("the service met an error of its own", retry_after_s=1))
@@ -126,13 +132,14 @@ def _resume(scope: Scope) -> int | None:
 async def _converse(
     endpoint: ModelEndpoint,
     session_id: str,
-    counters: RequestCounters,
+    site: Site,
+    stream: Asked,
     resume: int | None,
     receive: Receive,
     send: Send,
 ) -> str:
     """Until the stream ends; how it did: the code it was closed with, or that its client left."""
-    model = endpoint.bundle.name
+    model, counters, watch = endpoint.bundle.name, site.counters, site.watch
     if resume is not None:
         close = await _repeat(endpoint, session_id, counters, resume, send)
         if close is not None:
@@ -142,6 +149,7 @@ async def _converse(
         if message["type"] == "websocket.disconnect":
             return CLIENT
         started, status, answer, refused = time.perf_counter(), 503, "", None
+        asked = watch.message(stream)
         text = message.get("text")
         try:
             if text is None:
@@ -153,8 +161,11 @@ async def _converse(
             counters.observe(model, STREAM, status, time.perf_counter() - started)
         if refused is None:
             await send({"type": "websocket.send", "text": answer})
+            watch.end(asked, MESSAGE, STREAM, model, session_id, status, started)
             continue
+        watch.refused(refused, STREAM, model, session_id)
         close = await _tell_all(send, refused, endpoint, session_id, counters)
+        watch.end(asked, MESSAGE, STREAM, model, session_id, status, started)
         if close is not None:
             return str(close)
 
