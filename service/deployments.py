@@ -92,7 +92,7 @@ class ModelReplica:
         socket = listener.bind(settings.host, direct_port_range(settings))
         self._application.direct_url = listener.url(socket, _direct_host(settings))
         await self._application.startup()
-        self._listener = Listener(self._application, socket, settings)
+        self._listener = Listener(self._application, socket, settings, self._application.requests.refused)
         self._listener.open()
         self._prefix = f"/v1/models/{model}"
         shortcut.serve(_Whole(self._application, self._prefix))

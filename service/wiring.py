@@ -15,6 +15,7 @@ from model import bundle as bundles
 from model.bundle import Bundle, Lineage, lineages
 from service.api.app import Api
 from service.api.endpoint import ModelEndpoint
+from service.api.messages import Intake
 from service.api.openapi import openapi_json
 from service.api.pages import docs_page
 from service.api.peers import Peers
@@ -38,6 +39,10 @@ log = logging.getLogger("cellstate")
 GC_ALLOCATIONS = 20_000
 
 
+#: Largest bodies that may be read at a time
+BODIES = 8
+
+
 class Application:
     """One ASGI 3 callable for the models it was built with: http, websocket, lifespan."""
 
@@ -57,7 +62,13 @@ class Application:
             openapi=lambda: openapi_json(self._endpoints.values()),
             docs=lambda: docs_page(self._endpoints.values()),
         )
-        self.api = Api(site, settings.max_body_bytes, self.requests)
+        intake = Intake(
+            requests=2 * settings.max_requests,  # by both ways in
+            body=settings.max_body_bytes,
+            bodies=BODIES * settings.max_body_bytes,
+            timeout_s=settings.request_timeout_s,
+        )
+        self.api = Api(site, intake, self.requests)
 
     @property
     def direct_url(self) -> str:
@@ -173,6 +184,7 @@ def make_endpoint(settings: Settings, lineage: Lineage, device: torch.device) ->
         ttl_s=settings.ttl_s,
         replay_window=settings.replay_window,
         durability=durability,
+        wait_s=settings.max_wait_ms / 1e3,
     )
     newest, older = lineage[0], lineage[1:]
     if settings.store == "memory:" or settings.upgrade != "pin":

@@ -10,13 +10,20 @@ import json
 import logging
 import time
 
-from service.api.messages import ClientGone, Request, Response
+from service.api.messages import ClientGone, Intake, Request, Response
 from service.api.peers import PeerAway
 from service.api.problems import TABLE
 from service.api.routes import HANDOVER, ROUTES, STREAM, Handler, Site, hand_over, match, unanswered
 from service.api.websocket import Streams
 from service.asgi import Receive, Scope, Send
-from service.errors import CellstateError, Elsewhere, EngineFailure, MethodNotAllowed, NotFound
+from service.errors import (
+    CellstateError,
+    Elsewhere,
+    EngineFailure,
+    MethodNotAllowed,
+    NoCapacity,
+    NotFound,
+)
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import insisting
 
@@ -26,37 +33,53 @@ log = logging.getLogger("cellstate.api")
 class Api:
     """Answers every request exactly once; whatever comes in, never a traceback and never a 500."""
 
-    def __init__(self, site: Site, max_body_bytes: int, counters: RequestCounters) -> None:
+    def __init__(self, site: Site, intake: Intake, counters: RequestCounters) -> None:
         self.site, self.counters = site, counters
         self.streams = Streams()
-        self._limit = max_body_bytes
+        self._intake = intake
 
     async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         template, model = "", ""
+        request, intake = None, self._intake
+        intake.running += 1
         try:
             try:
                 template, model, session_id = match(scope["path"])
+                if intake.running > intake.requests:
+                    self._check_room(scope["method"], template)
                 handler = _handler(template, scope["method"])
-                request = Request(scope, receive, self._limit, model, session_id)
+                request = Request(scope, receive, intake, model, session_id)
                 try:
                     response = await handler(self.site, request)
                 except Elsewhere as error:
                     response = await self._pass_on(error, handler, request)
             except CellstateError as error:
                 response = Response.of(error, TABLE[type(error)].status)
+            except (ClientGone, asyncio.CancelledError):
+                raise
+            except Exception:  # a bug of ours: its client still gets an answer, and the log the reason
+                log.exception("a handler of %s failed", template)
+                own = EngineFailure("the service met an error of its own; it is in its log", retry_after_s=1)
+                response = Response.of(own, 503)
+            # A model name that is not one of ours is a client's invention: as a label it would be unbounded
+            known = model if model in self.site.endpoints else ""
+            seconds = time.perf_counter() - started
+            self.counters.observe(known, template or "none", response.status, seconds)
+            await response.send(send, head=scope["method"] == "HEAD")
         except ClientGone:
             return
-        except asyncio.CancelledError:
-            raise
-        except Exception:  # a bug of ours: its client still gets an answer, and the log the reason
-            log.exception("a handler of %s failed", template)
-            own = EngineFailure("the service met an error of its own; it is in its log", retry_after_s=1)
-            response = Response.of(own, 503)
-        # A model name that is not one of ours is a client's invention: as a label it would be unbounded
-        known = model if model in self.site.endpoints else ""
-        self.counters.observe(known, template or "none", response.status, time.perf_counter() - started)
-        await response.send(send, head=scope["method"] == "HEAD")
+        finally:
+            intake.running -= 1
+            if request is not None and request.held:
+                intake.held -= request.held
+
+    def _check_room(self, method: str, template: str) -> None:
+        """More requests are here than may be: what moves no session is let in all the same. Raises
+        NoCapacity."""
+        if method == "POST" and template != HANDOVER:
+            self.counters.refused["requests"] += 1
+            raise NoCapacity("as many requests are here as may be; nothing was executed", retry_after_s=1)
 
     async def _pass_on(self, error: Elsewhere, handler: Handler, request: Request) -> Response:
         """The answer of the replica that owns the session; if that is away, the session is brought here."""

@@ -58,6 +58,7 @@ class RequestCounters:
     def __init__(self) -> None:
         self.answered: Counter[tuple[str, str, int]] = Counter()
         self.seconds: dict[tuple[str, str], Histogram] = {}
+        self.refused: Counter[str] = Counter()  # before it was known what they are for, by reason
 
     def observe(self, model: str, route: str, status: int, seconds: float) -> None:
         self.answered[model, route, status] += 1
