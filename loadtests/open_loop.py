@@ -22,6 +22,10 @@ from urllib.parse import urlsplit
 OK, REFUSED = b"200", b"429"
 #: Seconds that the last answers may take when no more requests are due
 PATIENCE_S = 15.0
+#: Bytes of an answer that comes in one piece
+SMALL = 1400
+#: Of so many refusals one is looked at for its Retry-After
+SAMPLE = 16
 
 
 @dataclass(slots=True)
@@ -32,8 +36,8 @@ class Outcome:
     seconds: float
     accepted: array[float] = field(default_factory=lambda: array("d"))
     refused: array[float] = field(default_factory=lambda: array("d"))
-    statuses: Counter[str] = field(default_factory=Counter)
-    retry_after: Counter[str] = field(default_factory=Counter)  # of 429 answers, by the header's value
+    others: Counter[str] = field(default_factory=Counter)  # answers that are neither, by status
+    retry_after: Counter[str] = field(default_factory=Counter)  # of a sample of the refusals
     unsent: int = 0
     unanswered: int = 0
     broken: int = 0
@@ -46,7 +50,11 @@ class Outcome:
 
     @property
     def offered(self) -> float:
-        return (sum(self.statuses.values()) + self.unsent + self.unanswered) / self.seconds
+        return (self.answered + self.unsent + self.unanswered) / self.seconds
+
+    @property
+    def answered(self) -> int:
+        return len(self.accepted) + len(self.refused) + sum(self.others.values())
 
 
 def quantile(values: Sequence[float], q: float) -> float:
@@ -58,7 +66,7 @@ def quantile(values: Sequence[float], q: float) -> float:
 class Caller:
     """One connection and its session: sends the session's next step, and the same again after a refusal."""
 
-    __slots__ = ("body", "buffer", "due", "head", "length", "socket", "step", "steps")
+    __slots__ = ("buffer", "due", "pull", "push", "socket", "step", "steps", "template")
 
     def __init__(self, url: str, path: str, body: str, steps: int) -> None:
         """body: of a request without its braces and its step. steps: that it takes."""
@@ -66,40 +74,36 @@ class Caller:
         self.socket = socket.create_connection((parts.hostname or "", parts.port or 80), timeout=10)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
-        # A JSON number may stand behind spaces: so that all bodies are of one length
-        self.body = '{{"step":{:9d},' + body.replace("{", "{{").replace("}", "}}") + "}}"
-        length = len(self.body.format(0).encode())
-        self.head = (
+        self.push, self.pull = self.socket.send, self.socket.recv
+        # A JSON number may stand behind spaces: so all bodies are of one length
+        whole = '{"step":%9d,' + body.replace("%", "%%") + "}"
+        head = (
             f"POST {path} HTTP/1.1\r\nhost: {parts.netloc}\r\ncontent-type: application/json\r\n"
-            f"content-length: {length}\r\n\r\n"
+            f"content-length: {len((whole % 0).encode())}\r\n\r\n"
         )
+        self.template = (head.replace("%", "%%") + whole).encode()
         self.step, self.steps, self.due = 0, steps, 0.0
-        self.buffer, self.length = b"", 0
-
-    def send(self) -> None:
-        """The next request. It fits the socket's buffer. Raises OSError."""
-        self.socket.send((self.head + self.body.format(self.step)).encode())
+        self.buffer = b""
 
     def read(self) -> bytes | None:
-        """An answer if it is whole: its first bytes. Raises OSError when the connection ended."""
-        data = self.socket.recv(262144)
+        """An answer if it is whole. Raises OSError when the connection ended."""
+        data = self.pull(262144)
         if not data:
             raise ConnectionResetError("closed")
         if self.buffer:
             data = self.buffer + data
-        if not self.length:
-            end = data.find(b"\r\n\r\n")
-            if end < 0:
-                self.buffer = data
-                return None
-            head = data[:end].lower()
-            at = head.find(b"content-length:")
-            self.length = end + 4 + int(head[at + 15 :].split(b"\r\n", 1)[0])
-        if len(data) < self.length:
-            self.buffer = data
-            return None
-        self.buffer, self.length = b"", 0
-        return data
+        # A small answer comes in one piece; of others the length is looked at
+        if data[-1:] == b"}" and (len(data) < SMALL or _whole(data)):
+            self.buffer = b""
+            return data
+        self.buffer = data
+        return None
+
+
+def _whole(data: bytes) -> bool:
+    head, gap, body = data.partition(b"\r\n\r\n")
+    length = head.lower().partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
+    return bool(gap) and len(body) >= int(length)
 
 
 class Generator:
@@ -127,7 +131,7 @@ class Generator:
 
     def closed_loop(self, seconds: float, connections: int) -> Outcome:
         """So many connections send their next request when they have the answer to the one before."""
-        return self._run(seconds, itertools_forever(), connections)
+        return self._run(seconds, _Forever(), connections)
 
     def open_loop(self, seconds: float, rate: float) -> Outcome:
         """Requests due by a Poisson process of that rate, on whichever connection is free."""
@@ -188,21 +192,24 @@ class Generator:
 
     def _send(self, caller: Caller, due: float, out: Outcome) -> int:
         caller.due = due
-        with contextlib.suppress(OSError):  # that it ended is found when it is read
-            caller.send()
+        try:
+            caller.push(caller.template % caller.step)
+        except OSError:
+            pass  # that it ended is found when it is read
         return 1
 
     def _note(self, caller: Caller, answer: bytes, latency: float, out: Outcome) -> None:
         status = answer[9:12]
-        out.statuses[status.decode()] += 1
         if status == OK:
             out.accepted.append(latency)
             caller.step += caller.steps
         elif status == REFUSED:
             out.refused.append(latency)
-            head = answer[:512].lower()
-            at = head.find(b"retry-after:")
-            out.retry_after[head[at + 12 :].split(b"\r\n", 1)[0].decode().strip() if at > 0 else "none"] += 1
+            if len(out.refused) % SAMPLE == 1:
+                found = answer.lower().partition(b"\r\nretry-after:")[2].partition(b"\r\n")[0]
+                out.retry_after[found.decode().strip() or "none"] += 1
+        else:
+            out.others[status.decode()] += 1
 
     def _replace(self, caller: Caller, out: Outcome, idle: deque[Caller]) -> None:
         """A connection that ended: a new one, with a session of its own."""
@@ -221,7 +228,3 @@ class _Forever:
 
     def __next__(self) -> float:
         return math.inf
-
-
-def itertools_forever() -> _Forever:
-    return _Forever()
