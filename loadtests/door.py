@@ -118,8 +118,8 @@ def service(layers: int, hidden: int, *flags: str, store: str = "memory:") -> It
 
 @contextlib.contextmanager
 def service_of(directory: str, *flags: str, store: str = "memory:") -> Iterator[str]:
-    """A service with the bundles below a directory, ended in the end. sqlite: is a file there, of this service
-    alone. Gives its address."""
+    """A service with the bundles below a directory, ended in the end. sqlite: is a file there, of this one
+    service alone. Gives its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -2,8 +2,8 @@
 
 For each way in: the peak (most answers a second that any number of connections gets), the latency at a fifth
 of it, then requests due at `--factor` times the peak for `--seconds`, whatever the answers, and the latency
-at a fifth of the peak again, `--rest` seconds later. Latency counts from when a request was due. The generator
-is a process of its own, on the same cores. Starts a service, and sends to this machine only.
+at a fifth of the peak again, `--rest` seconds later. Latency counts from when a request was due. Starts a
+service for each, and sends to this machine only.
 """
 
 from __future__ import annotations
@@ -73,13 +73,12 @@ class Row:
         found = []
         if self.share < HELD:
             found.append(f"{self.name}: answered {self.share:.0%} of the peak, less than {HELD:.0%}")
-        for outcome in (self.before, self.over, self.after):
-            if outcome.others or outcome.broken or outcome.unanswered:
-                found.append(
-                    f"{self.name}: other answers {dict(outcome.others)}, broken connections {outcome.broken},"
-                    f" no answer {outcome.unanswered}"
-                )
-        return found
+        return found + [
+            f"{self.name}: other answers {dict(outcome.others)}, broken connections {outcome.broken},"
+            f" no answer {outcome.unanswered}"
+            for outcome in (self.before, self.over, self.after)
+            if outcome.others or outcome.broken or outcome.unanswered
+        ]
 
 
 def subjects(inputs: int) -> list[Subject]:
@@ -165,10 +164,10 @@ def measure(subject: Subject, url: str, args: argparse.Namespace) -> Row:
         if not peak:
             raise Failed(f"{subject.name}: nothing is answered")
         before = generator.open_loop(LOOK_S, CALM * peak)
-        memory = _memory(direct)
+        fresh = _memory(direct)
         print(f"{subject.name}: {args.factor * peak:,.0f} requests/s for {args.seconds:g} s", file=sys.stderr)
         over = generator.open_loop(args.seconds, args.factor * peak)
-        memory = (memory, _memory(direct))
+        memory = (fresh, _memory(direct))
         time.sleep(args.rest)
         after = generator.open_loop(LOOK_S, CALM * peak)
     finally:
