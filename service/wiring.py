@@ -70,14 +70,24 @@ class Application:
 
     @property
     def direct_url(self) -> str:
-        """Where clients can reach this process past the front door; empty if they can't."""
+        """Where this process is reached past the front door: by the other replicas, and by clients, who are
+        told of it unless the setting `direct` is off. Empty if it can't be."""
         return self._direct_url
 
     @direct_url.setter
     def direct_url(self, url: str) -> None:
         self._direct_url = url
         for endpoint in self._endpoints.values():
-            endpoint.direct_url = url
+            endpoint.direct_url = self._told_url
+
+    @property
+    def _told_url(self) -> str:
+        return self._direct_url if self.settings.direct == "on" else ""
+
+    @property
+    def managers(self) -> list[SessionManager]:
+        """Of every version of every model; after `startup`."""
+        return [m for endpoint in self._endpoints.values() for m in endpoint.manager.managers]
 
     @property
     def ready(self) -> bool:
@@ -98,7 +108,7 @@ class Application:
             torch.set_num_threads(self.settings.threads)
         for lineage in self._models:
             endpoint = make_endpoint(self.settings, lineage, device)
-            endpoint.direct_url = self._direct_url
+            endpoint.direct_url = self._told_url
             await endpoint.manager.start(self._direct_url)
             self._endpoints[endpoint.bundle.name] = endpoint
         sources = [

@@ -70,6 +70,11 @@ class SessionManager:
     def __len__(self) -> int:
         return len(self._register)
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that were accepted and are not answered."""
+        return self._in_flight
+
     def holds(self, session_id: str) -> bool:
         """Whether the session is here, or on its way."""
         return self._register.get(session_id) is not None
@@ -77,11 +82,6 @@ class SessionManager:
     def ids(self) -> set[str]:
         """Of the open sessions."""
         return {session.id for session in self._register}
-
-    @property
-    def in_flight(self) -> int:
-        """Requests accepted and not answered."""
-        return self._in_flight
 
     def places(self) -> dict[str, int]:
         """Open sessions, by the place of their state."""
