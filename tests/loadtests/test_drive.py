@@ -38,8 +38,8 @@ def at_virtual_time(run: Coroutine[Any, Any, T]) -> T:
 
 
 def test_a_stall_is_seen_in_the_open_loop_and_hidden_in_a_closed_one() -> None:
-    """Half of a second out of one and a half is stalled, so a third of what is due waits, a quarter of a second
-    on average. The closed loop has one slow request among many: coordinated omission."""
+    """Half of a second out of one and a half is stalled, so a third of what is due waits, a quarter of
+    a second on average. The closed loop has one slow request among many: coordinated omission."""
 
     async def open_loop() -> Recorder:
         recorder, time = Recorder(0.0), asyncio.get_running_loop().time

@@ -1,10 +1,11 @@
-"""Every scenario, for a second or two, against a service of one process; its counters and its outputs agree."""
+"""Every scenario, for a second or two, against a service of one process; its counters and outputs agree."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "churn": {"rate": 8, "sessions": 1, "life": 3},
     "idle": {"rate": 30, "sessions": 800},
     "burst": {"rate": 20, "sessions": 32},
+    "door": {"rate": 1, "sessions": 512},
     "soak": {"rate": 0, "sessions": 1, "life": 2},
 }
 
@@ -57,6 +59,8 @@ def measured(service: Service, name: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", STANDING)
 def test_a_scenario_is_answered_and_the_service_counted_the_same(service: Service, name: str) -> None:
+    if name == "door" and not shutil.which("wrk"):
+        pytest.skip("wrk is not installed (Debian: apt-get install wrk)")
     result = measured(service, name)
     assert result["errors"] == {}
     failed = [check for check in result["checks"] if not check["ok"] and "p99" not in check["what"]]
@@ -64,8 +68,11 @@ def test_a_scenario_is_answered_and_the_service_counted_the_same(service: Servic
     assert {"steps committed", "sessions opened", "sessions ended"} <= {c["what"] for c in result["checks"]}
     for phase in result["phases"]:
         assert phase["answered"] == phase["scheduled"] > 0
-        assert phase["latency"]["count"] == phase["service"]["count"] == phase["answered"]
-        assert sum(second["ok"] for second in phase["series"]) == phase["answered"]
+        assert phase["latency"]["count"] == phase["service"]["count"]
+        # wrk corrects what its closed loop hid: it adds the times of requests that it could not send
+        assert phase["latency"]["count"] >= phase["answered"]
+        assert name == "door" or phase["latency"]["count"] == phase["answered"]
+        assert name == "door" or sum(second["ok"] for second in phase["series"]) == phase["answered"]
     assert service.metric("cellstate_sessions") == 0  # another's service is left as it was
     page([json.loads(json.dumps(result))])
 
