@@ -311,11 +311,10 @@ def _door(run: Run, senders: Senders) -> None:
             senders.tally[key] += n * (found.requests - found.errors)
         senders.tally["unknown"] += each * (connections + found.errors)
         senders.tally[f"unknown {route}"] += connections + found.errors
-        schedule = Schedule(found.requests / found.seconds, found.seconds, "closed", connections)
+        schedule = Schedule(found.requests / found.seconds, found.seconds, "closed")
         phase = results.phase(name, schedule, Driven(recorder, 0.0), began)
-        run.phases.append(
-            phase | {"scheduled": found.requests, "steps_per_s": each * phase["answered_per_s"]}
-        )
+        phase |= {"scheduled": found.requests, "steps_per_s": each * phase["answered_per_s"]}
+        run.phases.append(phase | {"sender": {"lag": {"p99_ms": None}, "busy": None}})
         run.progress.say(f"{name}: {phase['answered_per_s']:,.0f} requests/s")
 
 

@@ -84,8 +84,8 @@ def test_latency_is_from_the_intended_time_not_from_the_sending() -> None:
         return recorder
 
     kind = at_virtual_time(run()).kinds["step"]
-    assert (kind.latency.min, kind.latency.max) == (pytest.approx(0.05), pytest.approx(0.2))
-    assert (kind.service.min, kind.service.max) == (pytest.approx(0.05), pytest.approx(0.05))
+    assert [kind.latency.min, kind.latency.max] == pytest.approx([0.05, 0.2])
+    assert [kind.service.min, kind.service.max] == pytest.approx([0.05, 0.05])
 
 
 def test_a_sender_that_is_late_says_so() -> None:

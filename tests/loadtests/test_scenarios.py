@@ -19,6 +19,7 @@ import pytest
 
 from loadtests.bundles import random_bundle
 from loadtests.generator.arrivals import read_trace
+from loadtests.generator.senders import Senders
 from loadtests.progress import Progress
 from loadtests.report.page import page, shown, value
 from loadtests.running import Options, run
@@ -121,9 +122,7 @@ def test_what_the_service_refuses_is_counted_by_its_code(tmp_path: Path) -> None
 
 def test_a_service_that_counts_otherwise_is_found(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of somebody else's meanwhile."""
-    from loadtests import running
-
-    finish = running.Senders.finish
+    finish = Senders.finish
 
     def meddled(senders: Any) -> Any:
         body = {"step": 0, "inputs": [[0.0, 0.0, 0.0]]}
@@ -132,7 +131,7 @@ def test_a_service_that_counts_otherwise_is_found(service: Service, monkeypatch:
         httpx.delete(path, trust_env=False).raise_for_status()
         return finish(senders)
 
-    monkeypatch.setattr(running.Senders, "finish", meddled)
+    monkeypatch.setattr(Senders, "finish", meddled)
     result = measured(service, "steps")
     failed = {check["what"] for check in result["checks"] if not check["ok"]}
     assert {"steps committed", "sessions opened"} <= failed
