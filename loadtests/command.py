@@ -197,30 +197,39 @@ def _all(names: Sequence[str], args: argparse.Namespace, progress: Progress) -> 
 
 def _measured(
     todo: Sequence[tuple[Scenario, Options]], out: Path, progress: Progress
-) -> tuple[list[dict[str, Any]], Path]:
-    """Each run, written as soon as it is done; and one page of all."""
+) -> tuple[list[dict[str, Any]], Path, int]:
+    """Each run, written as soon as it is done; the page of all; and how many could not be run."""
     from loadtests.report.page import page
 
     out.mkdir(parents=True, exist_ok=True)
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
     found: list[dict[str, Any]] = []
+    missing = 0
     whole = out / f"{todo[0][0].name if len(todo) == 1 else 'all'}-{stamp}.html"
     for scenario, options in todo:
-        result = run(scenario, options, progress)
+        try:
+            result = run(scenario, options, progress)
+        except (SenderFailed, NoService, WrkFailed, httpx.HTTPError) as error:
+            if len(todo) == 1:
+                raise
+            progress.end()
+            progress.say(f"FAILED {scenario.name}: {type(error).__name__}: {error}")  # the others go on
+            missing += 1
+            continue
         path = out / f"{scenario.name}-{stamp}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")
         found.append(result)
         whole.write_text(page(found))
         progress.say(f"{path}, {whole}")
-    return found, whole
+    return found, whole, missing
 
 
-def _code(found: Sequence[dict[str, Any]], whole: Path) -> int:
+def _code(found: Sequence[dict[str, Any]], whole: Path, missing: int) -> int:
     from loadtests.report.lines import summary
 
     print(summary(found))
     print(f"\n{whole}")
-    if not all(result["passed"] for result in found):
+    if missing or not all(result["passed"] for result in found):
         return 1
     return 0 if all(result["valid"] for result in found) else 3
 
