@@ -55,11 +55,10 @@ def logarithmic(label: str, values: Sequence[float]) -> Axis:
     high = min((m for m in marks if m >= high and m > low), default=marks[-1])
     if high / low > 500:  # whole powers of ten then, so that both ends have a tick
         low, high = 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high) - 1e-9)
-    inside = [m for m in marks if low <= m * 1.0001 and m <= high * 1.0001]
-    if len(inside) > 9:
-        if high / low > 500:  # whole powers of ten then, so that both ends have a tick
+    if high / low > 500:  # whole powers of ten then, so that both ends have a tick
         low, high = 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high) - 1e-9)
-    inside = [m for m in inside if f"{m:e}".startswith("1.")] if len(inside) > 12 else inside[::2]
+        marks = [10.0**p for p in range(-7, 9)]
+    inside = [m for m in marks if low <= m * 1.0001 and m <= high * 1.0001]
     a, b = math.log(low), math.log(high)
     return Axis(label, [(m, number(m)) for m in inside], lambda v: (math.log(max(v, low)) - a) / (b - a))
 
