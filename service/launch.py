@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> int:
 
         print(f"starting Ray {deployments.RAY_VERSION} and {len(served)} model(s): {', '.join(served)}")
         sys.stdout.flush()
-        deployments.start(directory)
+        deployments.start(directory, settings)
         # Ray installs a handler of its own meanwhile.
         signal.signal(signal.SIGTERM, end_at_once)
         deployments.deploy(settings, paths(served))
