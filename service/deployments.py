@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,7 +25,9 @@ from service import listener, metrics_merge, nodes, shortcut
 from service.api.cluster import Cluster, Facts, Replica
 from service.asgi import ASGI, Receive, Scope, Send
 from service.listener import Listener
+from service.metrics import Exposition, Process
 from service.occupancy import Occupancy
+from service.pulse import Pulse
 from service.settings import SettingError, Settings, direct_port_range, read
 
 if TYPE_CHECKING:
@@ -107,7 +110,7 @@ class ModelReplica:
         self._listener.open()
         self._prefix = f"/v1/models/{model}"
         shortcut.serve(_Whole(self._application, self._prefix))
-        replica = serve.get_replica_context().replica_id.unique_id
+        replica = self._application.replica = serve.get_replica_context().replica_id.unique_id
         entry = Replica(model=model, replica=replica, url=self._application.direct_url)
         _keep(model, Served(settings, tuple(bundles)))
         self._heartbeat = asyncio.get_running_loop().create_task(_announce(entry))
@@ -170,7 +173,19 @@ class Root:
 
     async def __init__(self, models: Sequence[str], door: str) -> None:  # type: ignore[misc]
         self._seen: dict[str, tuple[float, Replica]] = {}
-        self._cluster = Cluster(models, self._replicas, metrics_merge.merge, _describe, door=door)
+        self._cluster = cluster = Cluster(
+            models,
+            self._replicas,
+            metrics_merge.merge,
+            _describe,
+            door=door,
+            own=lambda: self._exposition.render()[0],
+        )
+        self._pulse = Pulse()
+        self._pulse.start()
+        build = {"version": version("cellstate"), "python": platform.python_version(), "ray": RAY_VERSION}
+        process = Process(build, lambda: cluster.ready, lag=self._pulse.lag, replicas=lambda: cluster.living)
+        self._exposition = Exposition([], cluster.requests, process)
         shortcut.serve(_Whole(self._cluster, ""))
 
     def __serve_build_asgi_app__(self) -> ASGI:
@@ -225,7 +240,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "health_check_timeout_s": 30.0,
         "graceful_shutdown_wait_loop_s": 0.1,
         "graceful_shutdown_timeout_s": shutdown_s(settings),
-        "max_constructor_retry_count": 2,
+        "max_constructor_retry_count": nodes.start_tries(),
         "logging_config": _logging(settings),
     }
 
