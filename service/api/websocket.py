@@ -32,8 +32,8 @@ from service.sessions.custody import insisting
 
 log = logging.getLogger("cellstate.api")
 
-#: How a stream ended if not by a code of ours: its client closed it, or its connection broke
-CLIENT, BROKEN = "client", "broken"
+#: How a stream ended if not by a code of ours: its client left. How it did, uvicorn does not say for sure.
+CLIENT = "client"
 MOST_DIGITS = 16  # of a step's number
 
 
@@ -78,7 +78,7 @@ class Streams:
         task = asyncio.ensure_future(_converse(endpoint, session_id, counters, resume, receive, send))
         self._tasks.add(task)
         counters.streams_opened[model] += 1
-        ending = BROKEN
+        ending = CLIENT
         try:
             ending = await task
         except asyncio.CancelledError:
@@ -140,7 +140,7 @@ async def _converse(
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":
-            return CLIENT if message.get("code") in (1000, 1001, 1005) else BROKEN
+            return CLIENT
         started, status, answer, refused = time.perf_counter(), 503, "", None
         text = message.get("text")
         try:

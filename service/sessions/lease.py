@@ -32,6 +32,7 @@ class Lease:
         self._store, self._on_lost, self._trusted = store, [on_lost], trusted
         self._loop = asyncio.get_running_loop()
         self._until = float("-inf")
+        self._expiry: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
         self.store_answers = True  # the newest time it was asked
         self.losses: Counter[str] = Counter()  # by reason: expired, fenced
@@ -76,33 +77,29 @@ class Lease:
         asked = self._loop.time()
         await self._store.join(address)
         self.joined += 1
-        self._until = asked + self._store.lease_s
+        self._hold_until(asked + self._store.lease_s)
 
     async def _renew(self, address: str) -> None:
-        lease_s, joined, wait, held = self._store.lease_s, True, RENEW, True
+        lease_s, joined, wait = self._store.lease_s, True, RENEW
         while True:
             await asyncio.sleep(wait * lease_s)
             asked = self._loop.time()
-            if held and not self.remaining_s and self._until > float("-inf"):  # else it was refused
-                held = False
-                self.losses["expired"] += 1
             try:
                 if joined:
                     await self._store.renew()
-                    self._until = asked + lease_s
+                    self._hold_until(asked + lease_s)
                 else:
                     await self._join(address)
                     joined = True
-                wait, held, self.store_answers = RENEW, True, True
+                wait, self.store_answers = RENEW, True
             except Fenced:
                 self.store_answers = True
                 if not self._trusted:
                     continue
-                if joined:
-                    self.losses["fenced"] += 1
-                held = False
+                self.losses["fenced"] += joined
                 log.warning("the lease ran out and another replica took over; joining again")
-                self._until, joined, wait = float("-inf"), False, 0.0
+                self.lost()
+                joined, wait = False, 0.0
                 for on_lost in self._on_lost:
                     on_lost()
             except Exception as error:  # noqa: BLE001  a replica that gives up renewing is of no use any more
@@ -110,9 +107,22 @@ class Lease:
                 log.warning("the lease could not be renewed: %s: %s", type(error).__name__, error)
                 wait = AGAIN
 
+    def _hold_until(self, when: float) -> None:
+        self._end()
+        self._until = when
+        self._expiry = self._loop.call_at(when, self._expired)
+
+    def _expired(self) -> None:
+        self.losses["expired"] += 1
+
+    def _end(self) -> None:
+        self._until = float("-inf")
+        if self._expiry is not None:
+            self._expiry.cancel()
+
     def lost(self) -> None:
         """A commit was refused: the lease is no more, though its renewal has not said so yet."""
-        self._until = float("-inf")
+        self._end()
 
     async def give_up(self) -> None:
         """Stops renewing, and leaves."""
@@ -120,6 +130,6 @@ class Lease:
             self._renewing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._renewing
-        self._until = float("-inf")
+        self._end()
         with contextlib.suppress(StoreError):
             await self._store.leave()
