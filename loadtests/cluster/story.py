@@ -124,6 +124,13 @@ class Story:
             await self._until(f"{worker.machine.address} joined and has its replica", self._one_on_each)
             await ready(worker.url)
             await asyncio.sleep(5)
+        async with self._no_failed_request("a node left in peace"):
+            began = time.monotonic()
+            killed = await asyncio.to_thread(worker.leave)
+            took_s = time.monotonic() - began
+            self.cluster.workers.remove(worker)
+            self._say(f"        SIGTERM to its `ray start`: gone after {took_s:.1f} s ({killed} were left)")
+            await self._until("one replica on each worker", self._one_on_each, hold_s=8)
 
     async def _scale(self) -> None:
         """Serve's autoscaling, out under pressure and in again when that is over; replicas drain."""
