@@ -82,8 +82,8 @@ def actor(settings: Settings) -> dict[str, Any]:
 
 def start_tries() -> int:
     """How often replicas may fail to start before a deploy is given up (Serve: at most three times for each
-    that there is to be). On one machine, what failed twice will fail again; of several, one may die meanwhile,
-    and what was to start there counts as failed."""
+    that there is to be). On one machine, what failed twice will fail again; of several, one may die in the
+    meantime, and what was to start there counts as failed."""
     return 20 if len(_machines()) > 1 else 2
 
 
