@@ -105,7 +105,8 @@ class Story:
             workers = {worker.machine.address for worker in self.cluster.workers}
             self._check(set(hosts) <= workers, f"direct addresses are the workers' own: {dict(hosts)}")
             samples = (await http.get(f"{self.cluster.head.url}/metrics")).text.splitlines()
-            replicas = {line.split('replica="')[1].split('"')[0] for line in samples if 'replica="' in line}
+            running = [line for line in samples if line.startswith("cellstate_model_info{")]
+            replicas = {line.split('replica="')[1].split('"')[0] for line in running}
             models, count = len(yaml.safe_load(SERVE.read_text())["applications"]) - 1, len(replicas)
             self._check(count == models * len(workers), f"one scrape of a door has {count} replicas")
             targets = await http.get(f"{self.cluster.head.url}/metrics/targets")
