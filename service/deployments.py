@@ -301,9 +301,9 @@ def address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
-def connect(settings: Settings) -> None:
-    """Joins the Ray cluster at `settings.address`."""
-    ray.init(address=settings.address, logging_level=logging.ERROR, log_to_driver=False)
+def connect(address: str) -> None:
+    """Joins the Ray cluster there."""
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
 
 
 def join(address: str) -> None:
