@@ -9,6 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from service.api.problems import PROBLEM_TYPE, from_validation, problem_json
+from service.api.whole import send_whole
 from service.asgi import Message, Receive, Scope, Send
 from service.errors import (
     BadRequest,
@@ -22,6 +23,7 @@ from service.errors import (
 JSON = "application/json"
 #: Bytes from which a body counts as large
 LARGE = 64 * 1024
+Headers = dict[bytes, bytes]
 B = TypeVar("B", bound=BaseModel)
 
 
@@ -53,8 +55,8 @@ class Response:
         headers = [(b"content-length", b"%d" % len(self.body)), *self.headers]
         if self.body or self.status not in (204, 304):
             headers.append((b"content-type", self.content_type.encode()))
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if head else self.body})
+        start = {"type": "http.response.start", "status": self.status, "headers": headers}
+        await send_whole(send, start, {"type": "http.response.body", "body": b"" if head else self.body})
 
 
 class Intake:
@@ -79,10 +81,12 @@ class Request:
 
     __slots__ = ("_body", "_headers", "_intake", "_receive", "held", "method", "model", "scope", "session_id")
 
-    def __init__(self, scope: Scope, receive: Receive, intake: Intake, model: str, session_id: str) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, intake: Intake, model: str, session_id: str, headers: Headers
+    ) -> None:
         self.scope, self._receive, self._intake = scope, receive, intake
         self.held = 0
-        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._headers = headers
         self.method: str = scope["method"]
         self.model, self.session_id = model, session_id
         self._body: bytes | None = None  # once it was read

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from pydantic import ValidationError
 
+from service.asked import ASKED
 from service.errors import (
     BadRequest,
     CellstateError,
@@ -75,9 +77,11 @@ TABLE: dict[type[CellstateError], Kind] = {
     EngineFailure: Kind(503, "engine_failure", "The engine could not run the request"),
 }
 
+BY_CODE = {kind.code: kind for kind in TABLE.values()}
+
 
 def problem(error: CellstateError) -> dict[str, Any]:
-    """The problem object of an error."""
+    """The problem object of an error, with the id of the request that is being answered."""
     kind = TABLE[type(error)]
     return {
         "type": f"/docs#{kind.code}",
@@ -86,11 +90,23 @@ def problem(error: CellstateError) -> dict[str, Any]:
         "detail": error.detail,
         "code": kind.code,
         **error.facts,
+        **({"request_id": asked.id} if (asked := ASKED.get()) is not None else {}),
     }
 
 
 def problem_json(error: CellstateError) -> bytes:
     return json.dumps(problem(error)).encode()
+
+
+def code_in(status: int, body: bytes) -> str:
+    """The code that another replica's answer tells; empty if that is no problem."""
+    if status < HTTPStatus.BAD_REQUEST:
+        return ""
+    try:
+        code = json.loads(body)["code"]
+    except (ValueError, TypeError, KeyError):
+        code = ""
+    return code if code in BY_CODE else TABLE[CellstateError].code
 
 
 def from_validation(error: ValidationError) -> BadRequest:

@@ -28,7 +28,7 @@ def make_request(intake: Intake, *parts: bytes, length: int | None = None, whole
         raise AssertionError
 
     headers = [] if length is None else [(b"content-length", str(length).encode())]
-    return Request({"method": "POST", "path": "/", "headers": headers}, receive, intake, "m", "a")
+    return Request({"method": "POST", "path": "/"}, receive, intake, "m", "a", dict(headers))
 
 
 def make_intake(timeout_s: float = 10.0) -> Intake:
