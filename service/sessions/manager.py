@@ -79,6 +79,11 @@ class SessionManager:
     def __len__(self) -> int:
         return len(self._register)
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that were accepted and are not answered."""
+        return self._in_flight
+
     def holds(self, session_id: str) -> bool:
         """Whether the session is here, or on its way."""
         return self._register.get(session_id) is not None
