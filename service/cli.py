@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service import keys_command
 from service.settings import SettingError, Settings, read, shown
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
             help=(f.metadata["help"] + default).replace("%", "%%"),
         )
     _add_deploy(commands)
+    keys_command.register(commands)
     register(commands)
     _add_precision(commands.choices["evaluate"])
     register_bench(commands)
@@ -136,8 +138,16 @@ def run_serve(args: argparse.Namespace) -> int:
         print(f"cellstate: {error}", file=sys.stderr)
         return 2
     settings = replace(
-        settings, models=os.pathsep.join(str(Path(p).absolute()) for p in settings.models.split(os.pathsep))
+        settings,
+        models=os.pathsep.join(str(Path(p).absolute()) for p in settings.models.split(os.pathsep)),
+        # Ray's processes are somewhere else
+        keys=str(Path(settings.keys).absolute()) if settings.keys else "",
     )
+    try:
+        _check_keys(settings)
+    except ValueError as error:
+        print(f"cellstate: {error}", file=sys.stderr)
+        return 2
     if args.local:
         return _serve_local(settings)
     if settings.address:
@@ -146,6 +156,20 @@ def run_serve(args: argparse.Namespace) -> int:
     from service import supervisor
 
     return supervisor.supervise(lambda directory: supervisor.launch(settings, directory))
+
+
+def _check_keys(settings: Settings) -> None:
+    """Raises KeysError for a file that can't be used; warns of a service that is open to everybody."""
+    if settings.keys:
+        from service.keys import load
+
+        load(Path(settings.keys))
+    elif not settings.loopback:
+        print(
+            f"cellstate: warning: {settings.host} is reachable from outside and there are no keys: everybody"
+            " there may use every session (`cellstate keys add`, and the setting `keys`)",
+            file=sys.stderr,
+        )
 
 
 def _serve_local(settings: Settings) -> int:

@@ -6,6 +6,7 @@ with a SettingError that names it.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 from collections.abc import Mapping
@@ -105,6 +106,9 @@ class Settings:
     max_steps: int = setting(10_000, "most steps in one request", least=1)
     max_horizon: int = setting(1_000, "most steps of a horizon or of generated text", least=1)
     max_traced_steps: int = setting(256, "most steps of one request that asks for gates", least=1)
+    keys: str = setting(
+        "", "file of keys, made by `cellstate keys add`; none: no keys, everybody may do everything"
+    )
     drain_s: float = setting(10.0, "seconds that running requests get to end at a stop", least=0)
     log_level: str = setting(
         "warning", "least level that is logged", choices=("debug", "info", "warning", "error")
@@ -137,6 +141,14 @@ class Settings:
         directory = Path(state) / "cellstate"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return f"sqlite:{directory / 'sessions.db'}"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it. A name but localhost counts as reachable."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @property
     def url(self) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from model import bundle as bundles
 from model.bundle import Bundle, Lineage, lineages
+from service.api.access import Access
 from service.api.app import Api
 from service.api.endpoint import ModelEndpoint
 from service.api.openapi import openapi_json
@@ -22,6 +23,7 @@ from service.api.routes import Site
 from service.asgi import Receive, Scope, Send
 from service.engine.engine import Engine
 from service.metrics import Exposition, Source
+from service.redaction import guard
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import Upkeep
 from service.sessions.manager import SessionManager
@@ -50,14 +52,18 @@ class Application:
         self._direct_url = ""
         self.requests = RequestCounters()
         self._exposition: Exposition | None = None
+        self.access = Access(settings.keys)
+        guard("uvicorn.error", "websockets.server")
         site = Site(
             endpoints=self._endpoints,
             ready=lambda: self.ready,
             metrics=self._metrics,
-            openapi=lambda: openapi_json(self._endpoints.values()),
-            docs=lambda: docs_page(self._endpoints.values()),
+            openapi=lambda models: openapi_json(self._endpoints.values() if models else ()),
+            docs=lambda models: docs_page(self._endpoints.values() if models else ()),
+            access=self.access,
         )
         self.api = Api(site, settings.max_body_bytes, self.requests)
+        self.access.on_change = self.api.streams.recheck
 
     @property
     def direct_url(self) -> str:
@@ -86,6 +92,7 @@ class Application:
             endpoint = make_endpoint(self.settings, lineage, device)
             endpoint.direct_url = self._direct_url
             await endpoint.manager.start(self._direct_url)
+            endpoint.manager.limit_namespaces(self.access.session_limit)
             self._endpoints[endpoint.bundle.name] = endpoint
         sources = [
             Source(manager.bundle.name, manager.bundle.version, manager)
@@ -98,6 +105,7 @@ class Application:
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_ALLOCATIONS)
+        await self.access.watch()
         self._started = True
 
     async def shutdown(self) -> None:
@@ -107,6 +115,7 @@ class Application:
         await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
+        self.access.close()
         managers = [endpoint.manager for endpoint in self._endpoints.values()]
         drained = await asyncio.gather(*(m.drain(self.settings.drain_s) for m in managers))
         if not all(drained):
@@ -155,7 +164,7 @@ class Application:
 
 
 def build(settings: Settings, paths: Sequence[Path]) -> Application:
-    """The application for the bundles at those paths. Raises BundleError or SettingError."""
+    """The application for the bundles at those paths. Raises BundleError, SettingError or KeysError."""
     models = lineages([bundles.load(path) for path in paths])
     choose_device(settings)
     return Application(settings, models)

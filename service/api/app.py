@@ -10,10 +10,11 @@ import json
 import logging
 import time
 
+from service.api.access import EVERYBODY
 from service.api.messages import ClientGone, Request, Response
 from service.api.peers import PeerAway
-from service.api.problems import TABLE
-from service.api.routes import HANDOVER, ROUTES, STREAM, Handler, Site, hand_over, match, unanswered
+from service.api.problems import TABLE, without
+from service.api.routes import HANDOVER, ROUTES, STREAM, Handler, Site, admit, hand_over, match, unanswered
 from service.api.websocket import Streams
 from service.asgi import Receive, Scope, Send
 from service.errors import CellstateError, Elsewhere, EngineFailure, MethodNotAllowed, NotFound
@@ -33,18 +34,20 @@ class Api:
 
     async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        template, model = "", ""
+        template, model, identity = "", "", EVERYBODY
         try:
             try:
                 template, model, session_id = match(scope["path"])
                 handler = _handler(template, scope["method"])
                 request = Request(scope, receive, self._limit, model, session_id)
+                admit(self.site, template, request)
+                identity = request.identity
                 try:
                     response = await handler(self.site, request)
                 except Elsewhere as error:
                     response = await self._pass_on(error, handler, request)
             except CellstateError as error:
-                response = Response.of(error, TABLE[type(error)].status)
+                response = Response.of(without(identity.prefix, error), TABLE[type(error)].status)
         except ClientGone:
             return
         except asyncio.CancelledError:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from service.api.access import CHALLENGE, EVERYBODY, Identity
 from service.api.problems import PROBLEM_TYPE, from_validation, problem_json
 from service.asgi import Receive, Scope, Send
 from service.errors import BadRequest, CellstateError, TooLarge, UnsupportedMediaType
@@ -36,6 +38,8 @@ class Response:
             headers.append((b"retry-after", str(error.facts["retry_after_s"]).encode()))
         if "allow" in error.facts:
             headers.append((b"allow", str(error.facts["allow"]).encode()))
+        if status == HTTPStatus.UNAUTHORIZED:
+            headers.append(CHALLENGE)
         return cls(status, problem_json(error), PROBLEM_TYPE, tuple(headers))
 
     async def send(self, send: Send, *, head: bool = False) -> None:
@@ -48,19 +52,36 @@ class Response:
 
 
 class Request:
-    """A request whose body is read when it is asked for."""
+    """A request whose body is read when it is asked for. session_id: as the path has it; names of sessions
+    are made of ids by `name`."""
 
-    __slots__ = ("_body", "_headers", "_limit", "_receive", "method", "model", "scope", "session_id")
+    __slots__ = (
+        "_body",
+        "_limit",
+        "_receive",
+        "headers",
+        "identity",
+        "method",
+        "model",
+        "scope",
+        "session_id",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, limit: int, model: str, session_id: str) -> None:
         self.scope, self._receive, self._limit = scope, receive, limit
-        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.identity = EVERYBODY
         self.method: str = scope["method"]
         self.model, self.session_id = model, session_id
         self._body: bytes | None = None  # once it was read
 
     def header(self, name: bytes) -> bytes | None:
-        return self._headers.get(name)
+        return self.headers.get(name)
+
+    def of(self, identity: Identity) -> None:
+        """From now on the request is known to be of that one."""
+        self.identity = identity
+        self._limit = min(self._limit, identity.body_bytes)
 
     async def body(self) -> bytes:
         """The whole body. Raises TooLarge as soon as it is known to be, ClientGone if it breaks off."""

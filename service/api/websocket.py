@@ -11,9 +11,10 @@ import logging
 from http import HTTPStatus
 from urllib.parse import parse_qs
 
+from service.api.access import CHALLENGE, EVERYBODY, PROTOCOL, Identity
 from service.api.endpoint import ModelEndpoint, check_session_id
 from service.api.peers import PeerAway
-from service.api.problems import TABLE, problem
+from service.api.problems import PROBLEM_TYPE, TABLE, problem, problem_json, without
 from service.api.render import dumps
 from service.api.routes import Site, unanswered
 from service.asgi import Receive, Scope, Send
@@ -25,8 +26,11 @@ from service.errors import (
     InvalidValue,
     SessionNotFound,
     Stopping,
+    TooLarge,
+    Unauthorized,
 )
 from service.sessions.custody import insisting
+from service.sessions.names import namespace_of, prefix_of
 
 log = logging.getLogger("cellstate.api")
 
@@ -37,7 +41,8 @@ class Streams:
     """The open streams of a process, so that a stop can close them."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], tuple[Identity, str]] = {}  # whose, and of which model
+        self._revoked: set[asyncio.Task[None]] = set()
         self._none_left = asyncio.Event()
         self.stopping = False
 
@@ -57,7 +62,16 @@ class Streams:
         self, site: Site, model: str, session_id: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
         await receive()  # websocket.connect
-        await send({"type": "websocket.accept"})
+        protocols = tuple(scope.get("subprotocols", ()))
+        identity = EVERYBODY
+        if site.access.on:
+            try:
+                identity = site.access.identify(dict(scope["headers"]), protocols)
+                identity.check("client", model)
+            except CellstateError as error:
+                await _deny(scope, send, error)
+                return
+        await send({"type": "websocket.accept", "subprotocol": PROTOCOL if PROTOCOL in protocols else None})
         try:
             endpoint = site.endpoint(model)
             check_session_id(session_id)
@@ -66,15 +80,21 @@ class Streams:
             await _tell(send, error)
             await send({"type": "websocket.close", "code": 4404})
             return
-        task = asyncio.ensure_future(_converse(endpoint, session_id, resume, receive, send))
-        self._tasks.add(task)
+        name = identity.prefix + session_id
+        task = asyncio.ensure_future(_converse(endpoint, identity, session_id, resume, receive, send))
+        self._tasks[task] = identity, model
         try:
             await task
         except asyncio.CancelledError:
+            if task in self._revoked:
+                gone = Unauthorized("the key was taken away, or is not for this any more")
+                await _tell(send, gone)
+                await send({"type": "websocket.close", "code": TABLE[Unauthorized].close})
+                return
             if not self.stopping:
                 raise
             await _tell(send, Stopping("the service is stopping; come back", retry_after_s=1))
-            reason = _where(endpoint, session_id)
+            reason = _where(endpoint, name)
             await send({"type": "websocket.close", "code": 1012, "reason": reason})
         except OSError:
             raise
@@ -84,9 +104,17 @@ class Streams:
             await send({"type": "websocket.close", "code": 1011})
         finally:
             task.cancel()
-            self._tasks.discard(task)
+            del self._tasks[task]
+            self._revoked.discard(task)
             if not self._tasks:
                 self._none_left.set()
+
+    def recheck(self) -> None:
+        """Closes the streams whose keys are known no more, or not for them, with 1008."""
+        for task, (identity, model) in self._tasks.items():
+            if identity.revoked or not identity.may_stream(model):
+                self._revoked.add(task)
+                task.cancel()
 
     async def stop(self) -> None:
         """Closes every stream with 1012, once it has answered what it was asked."""
@@ -107,10 +135,29 @@ def _resume(scope: Scope) -> int | None:
     return int(given[-1])
 
 
+async def _deny(scope: Scope, send: Send, error: CellstateError) -> None:
+    """Refuses a handshake, with the reason where the server can tell it."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": TABLE[type(error)].close})
+        return
+    status, body = TABLE[type(error)].status, problem_json(error)
+    headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"content-length", b"%d" % len(body))]
+    if isinstance(error, Unauthorized):
+        headers.append(CHALLENGE)
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
+
+
 async def _converse(
-    endpoint: ModelEndpoint, session_id: str, resume: int | None, receive: Receive, send: Send
+    endpoint: ModelEndpoint,
+    identity: Identity,
+    session_id: str,
+    resume: int | None,
+    receive: Receive,
+    send: Send,
 ) -> None:
-    if resume is not None and not await _repeat(endpoint, session_id, resume, send):
+    name = identity.prefix + session_id
+    if resume is not None and not await _repeat(endpoint, name, resume, send):
         return
     while True:
         message = await receive()
@@ -120,46 +167,54 @@ async def _converse(
         try:
             if text is None:
                 raise BadRequest("a stream takes text frames with JSON in them, not binary ones")
-            answer = await _answer(endpoint, session_id, text.encode())
+            if len(content := text.encode()) > identity.body_bytes:
+                most = identity.body_bytes
+                raise TooLarge(f"the message is larger than {most} bytes", limit=most)
+            if wait_s := identity.pace():
+                await asyncio.sleep(wait_s)  # what is sent ahead waits in the socket, as behind a step
+            answer = await _answer(endpoint, identity, session_id, content)
         except CellstateError as error:
-            if not await _went_on(send, error, endpoint, session_id):
+            if not await _went_on(send, without(identity.prefix, error), endpoint, name):
                 return
         else:
             await send({"type": "websocket.send", "text": answer})
 
 
-async def _repeat(endpoint: ModelEndpoint, session_id: str, step: int, send: Send) -> bool:
+async def _repeat(endpoint: ModelEndpoint, name: str, step: int, send: Send) -> bool:
     """Sends the replies from a step on that were given before; whether the stream goes on."""
     try:
         try:
-            replies = await endpoint.manager.replies(session_id, step)
+            replies = await endpoint.manager.replies(name, step)
         except (Elsewhere, SessionNotFound):
             if step == 0:
                 return True  # not opened yet; or where it is, each message finds out
             with insisting():
-                replies = await endpoint.manager.replies(session_id, step)
+                replies = await endpoint.manager.replies(name, step)
         for reply in replies:
             await send({"type": "websocket.send", "text": (await endpoint.answer(reply)).decode()})
     except CellstateError as error:
-        return await _went_on(send, error, endpoint, session_id)
+        return await _went_on(send, without(prefix_of(namespace_of(name)), error), endpoint, name)
     return True
 
 
-async def _answer(endpoint: ModelEndpoint, session_id: str, text: bytes) -> str:
+async def _answer(endpoint: ModelEndpoint, identity: Identity, session_id: str, text: bytes) -> str:
     """A message's reply, from the replica that has the session."""
+    name = identity.prefix + session_id
     try:
-        command = await endpoint.read_step(session_id, text)
+        command = await endpoint.read_step(name, text)
         return (await endpoint.answer(await endpoint.manager.step(command))).decode()
     except Elsewhere as error:
         if endpoint.peers is None:
             raise
         try:
-            answer = await endpoint.peers.post(error.address, f"/sessions/{session_id}/steps", text)
+            answer = await endpoint.peers.post(
+                error.address, f"/sessions/{session_id}/steps", text, identity.namespace
+            )
         except PeerAway as away:
             if away.sent and command.step is None:
                 raise unanswered() from None
             with insisting():
-                command = await endpoint.read_step(session_id, text)
+                command = await endpoint.read_step(name, text)
                 reply = await endpoint.manager.step(command)
             return (await endpoint.answer(reply)).decode()
         if answer.status == HTTPStatus.OK:
@@ -167,19 +222,19 @@ async def _answer(endpoint: ModelEndpoint, session_id: str, text: bytes) -> str:
         return '{"error":' + answer.body.decode() + "}"
 
 
-async def _went_on(send: Send, error: CellstateError, endpoint: ModelEndpoint, session_id: str) -> bool:
+async def _went_on(send: Send, error: CellstateError, endpoint: ModelEndpoint, name: str) -> bool:
     """Tells an error, and closes the stream if it must end; whether it goes on."""
     await _tell(send, error)
     close = TABLE[type(error)].close
     if close is not None:
-        reason = _where(endpoint, session_id) if isinstance(error, Stopping) else ""
+        reason = _where(endpoint, name) if isinstance(error, Stopping) else ""
         await send({"type": "websocket.close", "code": close, "reason": reason})
     return close is None
 
 
-def _where(endpoint: ModelEndpoint, session_id: str) -> str:
+def _where(endpoint: ModelEndpoint, name: str) -> str:
     """Where the session is, as the reason of a close; empty if that is not known here."""
-    at = endpoint.manager.next_step(session_id)
+    at = endpoint.manager.next_step(name)
     return "" if at is None else dumps({"next_step": at})
 
 
