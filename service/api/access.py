@@ -27,7 +27,7 @@ log = logging.getLogger("cellstate.api")
 RELOAD_S = 1.0  # between two looks at the file
 LONGEST_HEADER = 512  # bytes of an Authorization header that are read at all
 CHALLENGE = (b"www-authenticate", b"Bearer")
-#: The stream's own protocol, for browsers: they can't set a header but name protocols, and `bearer.KEY` is one
+#: The stream's own protocol. Browsers can't set a header, but they name protocols: `bearer.KEY` is one
 PROTOCOL, BEARER = "cellstate", "bearer."
 NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 UNLIMITED = 2**62
