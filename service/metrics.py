@@ -18,7 +18,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from service.sessions.counters import Counters, Histogram, RequestCounters
+from service.sessions.counters import Counters, Histogram, KeyCounters, RequestCounters
 from service.sessions.manager import SessionManager
 
 CounterValue = Callable[[Counters], float]
@@ -37,8 +37,13 @@ class Source:
 class Exposition:
     """What /metrics says of one process."""
 
-    def __init__(self, sources: Sequence[Source], requests: RequestCounters) -> None:
-        self._sources, self._requests = sources, requests
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        requests: RequestCounters,
+        keys: Callable[[], KeyCounters | None] = lambda: None,
+    ) -> None:
+        self._sources, self._requests, self._keys = sources, requests, keys
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -50,6 +55,7 @@ class Exposition:
 
     def collect(self) -> Iterator[Metric]:
         yield from self._request_metrics()
+        yield from self._key_metrics()
         yield from self._session_metrics()
         yield from self._engine_metrics()
 
@@ -66,6 +72,29 @@ class Exposition:
             ["model", "route"],
             (([model, route], h) for (model, route), h in self._requests.seconds.items()),
         )
+
+    def _key_metrics(self) -> Iterator[Metric]:
+        counted = self._keys()
+        if counted is None:
+            return
+        requests = CounterMetricFamily(
+            "cellstate_key_requests",
+            "Requests of a key, and messages of its streams; each request of a bulk one.",
+            labels=["key"],
+        )
+        for name, count in counted.requests.items():
+            requests.add_metric([name], count)
+        rejected = CounterMetricFamily(
+            "cellstate_key_rejected", "Requests of a key that it may not make.", labels=["key", "reason"]
+        )
+        for (name, reason), count in counted.rejected.items():
+            rejected.add_metric([name, reason], count)
+        refused = CounterMetricFamily(
+            "cellstate_unauthorized", "Requests without a known key.", labels=["reason"]
+        )
+        for reason, count in counted.refused.items():
+            refused.add_metric([reason], count)
+        yield from (requests, rejected, refused)
 
     def _session_metrics(self) -> Iterator[Metric]:
         open_now = GaugeMetricFamily(

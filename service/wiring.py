@@ -99,7 +99,7 @@ class Application:
             for endpoint in self._endpoints.values()
             for manager in endpoint.manager.managers
         ]
-        self._exposition = Exposition(sources, self.requests)
+        self._exposition = Exposition(sources, self.requests, self.access.counted)
         # What is here now stays: the collector need not walk torch and Ray each time sessions pile up. And
         # what a request leaves behind goes by its reference count, so the collector need not look so often.
         gc.collect()

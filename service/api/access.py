@@ -20,6 +20,7 @@ from pathlib import Path
 
 from service.errors import Forbidden, QuotaExceeded, Unauthorized
 from service.keys import Key, KeysError, digest, load
+from service.sessions.counters import KeyCounters
 from service.sessions.names import prefix_of
 
 log = logging.getLogger("cellstate.api")
@@ -178,9 +179,17 @@ class Access:
     def on(self) -> bool:
         return self.path is not None
 
-    @property
-    def identities(self) -> list[Identity]:
-        return list(self._by_digest.values())
+    def counted(self) -> KeyCounters | None:
+        """What the keys did; None where there are none."""
+        if not self.on:
+            return None
+        counted = KeyCounters(refused=self.refused)
+        for identity in self._by_digest.values():
+            assert identity.key is not None  # noqa: S101  those in the table have one
+            counted.requests[identity.key.name] = identity.requests
+            for reason, count in identity.rejected.items():
+                counted.rejected[identity.key.name, reason] = count
+        return counted
 
     def identify(self, headers: Mapping[bytes, bytes], protocols: tuple[str, ...] = ()) -> Identity:
         """Whose key it is. Raises Unauthorized."""

@@ -52,6 +52,15 @@ class Counters:
     commit_bytes: int = 0
 
 
+@dataclass(slots=True)
+class KeyCounters:
+    """Of the keys of one process, by their names: those that are in the file now."""
+
+    requests: dict[str, int] = field(default_factory=dict)
+    rejected: dict[tuple[str, str], int] = field(default_factory=dict)  # by name and reason
+    refused: Counter[str] = field(default_factory=Counter)  # without a known key, by reason
+
+
 class RequestCounters:
     """Requests of one process by model, route (its template) and status; their seconds by model and route."""
 
