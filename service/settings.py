@@ -14,6 +14,9 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from service.sessions.retention import Retention
+from service.sessions.retention import read as read_retention
+
 ENVIRONMENT_PREFIX = "CELLSTATE_"
 SHIPPED_BUNDLES = Path(__file__).parent.parent / "model" / "bundles"
 
@@ -72,7 +75,11 @@ class Settings:
     lease_s: float = setting(
         5.0, "seconds after which the sessions of a replica that is silent may be taken over", least=0.5
     )
-    history: int = setting(256, "newest steps of a session that it can be forked at or rewound to", least=0)
+    history: str = setting(
+        "256",
+        "how much of a session's past it can be forked at or rewound to: steps (256) or a time (2h), and for"
+        " some models another (256,ett=7d)",
+    )
     upgrade: str = setting(
         "replay",
         "what becomes of live sessions with a new version of their model: pin, replay or reset",
@@ -118,6 +125,7 @@ class Settings:
         for f in fields(self):
             check(f, getattr(self, f.name))
         direct_port_range(self)
+        retention(self, "")
         if not self.store.startswith(STORES):
             raise SettingError(f"store: {self.store!r} is not known; there are {', '.join(STORES)}")
         if self.store == "memory:" and self.durability in ("journal", "fsync"):
@@ -183,6 +191,14 @@ def direct_port_range(settings: Settings) -> range:
     if not ports or ports[0] < 1 or ports[-1] > 65535:
         raise SettingError(f"direct_ports: must be a range such as 8100-8199, not {settings.direct_ports!r}")
     return ports
+
+
+def retention(settings: Settings, model: str) -> Retention:
+    """How much of the past of a model's sessions is kept."""
+    try:
+        return read_retention(settings.history, model)
+    except ValueError as error:
+        raise SettingError(f"history: {error}") from error
 
 
 def parse(f: Field[Any], text: str) -> Any:

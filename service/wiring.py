@@ -32,7 +32,7 @@ from service.sessions.shared import SharedManager, Unsafe
 from service.sessions.store import MemoryStore
 from service.sessions.stores import open_store
 from service.sessions.versions import Versions
-from service.settings import SettingError, Settings
+from service.settings import SettingError, Settings, retention
 
 log = logging.getLogger("cellstate")
 
@@ -196,7 +196,7 @@ def make_endpoint(settings: Settings, lineage: Lineage, device: torch.device) ->
     )
     peers = Peers(newest.name, lambda: store.secret, newest.version)
     specs = {bundle.digest: bundle.spec for bundle in lineage}
-    upkeep = Upkeep(settings.replay_window, settings.history, settings.upgrade, specs)
+    upkeep = Upkeep(settings.replay_window, retention(settings, newest.name), settings.upgrade, specs)
     unsafe = Unsafe(fence=settings.unsafe == "fence", window=settings.unsafe == "window")
     first = SharedManager(newest, engine, store, limits, upkeep, peers.release, unsafe=unsafe)
     managers = [first]

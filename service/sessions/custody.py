@@ -42,6 +42,7 @@ from service.sessions.inputs import InputReader
 from service.sessions.lease import Lease
 from service.sessions.neighbours import Neighbours, Release
 from service.sessions.record import CorruptRecord, check, raw_inputs, span
+from service.sessions.retention import Retention
 from service.sessions.session import Session
 from service.sessions.stores.protocol import (
     Absent,
@@ -96,11 +97,11 @@ States = NDArray[np.float32]
 
 @dataclass(slots=True, frozen=True)
 class Upkeep:
-    """history: steps that can be forked from or gone back to, at least. upgrade: what becomes of a session of
+    """history: what can be forked from or gone back to, at least. upgrade: what becomes of a session of
     another version of the model: pin, replay or reset. specs: of the versions that are known, by digest."""
 
     window: int
-    history: int
+    history: Retention
     upgrade: str
     specs: Mapping[str, ModelSpec] = field(default_factory=dict)
 
@@ -347,13 +348,18 @@ class Custody:
         due = [session for session in sessions if session.next_step - session.saved_step >= SNAPSHOT_STEPS]
         if not due:
             return
-        keepings = []
+        keepings, now = [], self._loop.time()
         for session in due:
             saved = Saved(session.next_step, pack(self._engine.read(session.state)))
-            keep_from = max(0, session.next_step - max(self._upkeep.window, self._upkeep.history))
-            keepings.append(Keeping(session.id, session.epoch, saved, keep_from))
+            keepings.append(Keeping(session.id, session.epoch, saved, self._keep_from(session, now)))
             session.saved_step = session.next_step
         self.in_background(self._save(keepings))
+
+    def _keep_from(self, session: Session, now: float) -> int:
+        history, marks = self._upkeep.history, session.marks or []
+        session.marks = history.marked(session.next_step, marks, now)
+        window = max(0, session.next_step - self._upkeep.window)
+        return min(window, history.keep_from(session.next_step, marks, now))
 
     async def _save(self, keepings: list[Keeping]) -> None:
         began = self._loop.time()
@@ -426,7 +432,7 @@ class Custody:
         """The session goes on at `step` from that state. keep: what was before it stays its past."""
         saved = Saved(step, pack(values))
         await self.store.rewrite(self._rewriting(session, saved, keep=keep, snapshots=keep))
-        session.saved_step = step
+        session.saved_step, session.marks = step, None
 
     async def end(self, session: Session, ending: Ending) -> None:
         await self.store.end(session.id, session.epoch, ending)

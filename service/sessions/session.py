@@ -65,6 +65,7 @@ class Session:
     next_step: int = 0
     epoch: int = 0  # of this replica's claim, if a store keeps it
     saved_step: int = 0  # of its newest snapshot there
+    marks: list[tuple[float, int]] | None = None  # where it was when, if its past is kept by time
     life: Life = Life.OPEN
     state: StateHandle = field(init=False)
     current: Ticket | None = None

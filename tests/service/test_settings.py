@@ -43,6 +43,8 @@ def test_a_misspelt_variable_is_an_error() -> None:
         ("direct_ports", "8200-8100", "direct_ports: must be a range"),
         ("direct_ports", "ports", "direct_ports: must be a range"),
         ("direct_ports", "1-70000", "direct_ports: must be a range"),
+        ("history", "1w", "history: '1w' is not steps"),
+        ("history", "ett=7d", "history: it does not say how much of models"),
         ("store", "floppy:", "store: 'floppy:' is not known"),
     ],
 )

@@ -29,6 +29,7 @@ from service.errors import (
 )
 from service.sessions import custody
 from service.sessions.custody import Upkeep, insisting
+from service.sessions.retention import Retention
 from service.sessions.snapshot import Snapshot
 from service.sessions.stores.past import Kept
 from service.sessions.stores.protocol import Saved, Stale, StoreAway, StoreFault
@@ -667,7 +668,7 @@ async def test_a_state_can_be_put_in() -> None:
 @simulated
 async def test_snapshots_are_taken_and_what_is_behind_history_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(custody, "SNAPSHOT_STEPS", 8)
-    async with make_cluster(2, window=4, upkeep=Upkeep(4, 6, "replay")) as cluster:
+    async with make_cluster(2, window=4, upkeep=Upkeep(4, Retention(6), "replay")) as cluster:
         (one, two), track = cluster.replicas, Track(cluster, "a")
         await track.go(one, 30)
         await asyncio.sleep(1)
@@ -683,6 +684,35 @@ async def test_snapshots_are_taken_and_what_is_behind_history_goes(monkeypatch: 
         await track.verify(two)
         assert two.manager.counters.replayed == 6
         await track.again(two, 27)
+
+
+@simulated
+async def test_a_past_that_is_kept_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(custody, "SNAPSHOT_STEPS", 8)
+    async with make_cluster(2, window=4, upkeep=Upkeep(4, Retention(seconds=150), "replay")) as cluster:
+        (one, two), track = cluster.replicas, Track(cluster, "a")
+        kept = cluster.shelf.sessions
+        for minute in range(1, 8):
+            await track.go(one, 8)
+            await asyncio.sleep(60)
+            # What was committed 150 s before the newest snapshot, and all since
+            assert kept["a"].records[0].step == 8 * max(0, minute - 3)
+        fork = await one.manager.fork("a", None, 33)
+        value(await one.manager.snapshot(fork.id), track.at[33])
+        with pytest.raises(StepConflict, match="not kept any more"):
+            await one.manager.rewind("a", 31)
+        # Another replica knows no times yet, and lets nothing go until it does
+        await cluster.leave(one)
+        for _ in range(3):
+            await track.go(two, 8)
+            await asyncio.sleep(60)
+            assert kept["a"].records[0].step == 32
+        await track.go(two, 8)
+        await asyncio.sleep(60)
+        assert kept["a"].records[0].step == 64
+        # Nor does a session that was rewound
+        await two.manager.rewind("a", 80)
+        assert (await two.manager.find("a")).marks is None
 
 
 @simulated
@@ -744,7 +774,7 @@ async def test_sessions_of_another_version(policy: str) -> None:
         await track.go(one, 5)
         await cluster.leave(one)
         bundle = other_bundle(make_bundle())
-        two = await cluster.add(bundle=bundle, upkeep=Upkeep(16, 16, policy))
+        two = await cluster.add(bundle=bundle, upkeep=Upkeep(16, Retention(16), policy))
         if policy == "pin":
             with pytest.raises(Unavailable, match="version 1"):
                 await cluster.step(two, track.command())
