@@ -20,7 +20,9 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve.schema import LoggingConfig
 
 from service import listener, metrics_merge, shortcut
+from service.api.access import Access
 from service.api.cluster import Cluster, Facts, Replica
+from service.api.guard import Guard
 from service.asgi import ASGI, Receive, Scope, Send
 from service.listener import Listener
 from service.settings import SettingError, Settings, direct_port_range, read
@@ -153,13 +155,16 @@ async def _register(root: Any, entry: Replica) -> None:
 class Root:
     """What belongs to no model: the list of models, the metrics of all replicas, health, the API's page."""
 
-    async def __init__(self, models: Sequence[str], door: str) -> None:  # type: ignore[misc]
+    async def __init__(self, models: Sequence[str], door: str, keys: str = "") -> None:  # type: ignore[misc]
         self._seen: dict[str, tuple[float, Replica]] = {}
         self._cluster = Cluster(models, self._replicas, metrics_merge.merge, _describe, door=door)
-        shortcut.serve(_Whole(self._cluster, ""))
+        self._access = Access(keys)
+        await self._access.watch()
+        self._guarded = Guard(self._cluster, self._access, self._cluster.paths)
+        shortcut.serve(_Whole(self._guarded, ""))
 
     def __serve_build_asgi_app__(self) -> ASGI:
-        return _Whole(self._cluster, "")
+        return _Whole(self._guarded, "")
 
     async def register(self, entry: Replica) -> None:
         """A replica lives; it calls again before SILENCE_S is over."""
@@ -171,7 +176,8 @@ class Root:
         return [entry for _, entry in self._seen.values()]
 
     async def __del__(self) -> None:
-        if hasattr(self, "_cluster"):
+        if hasattr(self, "_guarded"):
+            self._access.close()
             await self._cluster.close()
 
 
@@ -198,7 +204,7 @@ def _fingerprint(settings: Settings, bundles: Sequence[Path]) -> str:
 def root_application(settings: Settings, models: Sequence[str]) -> serve.Application:
     """The rest, to be run at /."""
     decorate = serve.deployment(ray_actor_options={"num_cpus": 0}, **_options(settings))
-    return decorate(Root).bind(list(models), settings.url)
+    return decorate(Root).bind(list(models), settings.url, settings.keys)
 
 
 def _cluster_has_gpu() -> bool:

@@ -36,6 +36,9 @@ class Refused(Exception):
     """The service can't start, and the reason is the user's to change."""
 
 
+#: For a shell that has the key in a variable
+KEY = ' -H "authorization: Bearer $KEY"'
+
 #: What to serve, by the models' names: the versions, newest first, and where each is
 Found = dict[str, list[tuple[Path, Bundle]]]
 
@@ -89,7 +92,7 @@ def environment(directory: Path) -> dict[str, str]:
     }
 
 
-def first_request(bundle: Bundle, base_url: str) -> str:
+def first_request(bundle: Bundle, base_url: str, *, keyed: bool = False) -> str:
     """A command that opens a session of this model and steps it."""
     body: dict[str, object] = {"step": 0}
     if bundle.spec.architecture.task == "text":
@@ -101,14 +104,17 @@ def first_request(bundle: Bundle, base_url: str) -> str:
         body["inputs"] = [[float(f"{signal_.mean:.3g}") for signal_ in bundle.spec.inputs]]
     return (
         f"curl -s {base_url}/v1/models/{bundle.name}/sessions/demo/steps"
-        f" -H 'content-type: application/json' -d '{json.dumps(body)}'"
+        f" -H 'content-type: application/json'{KEY if keyed else ''} -d '{json.dumps(body)}'"
     )
 
 
 def banner(settings: Settings, served: Found, seconds: float) -> str:
     """What the user reads when the service is ready."""
     lines = [f"ready after {seconds:.1f} s: {settings.url} (also /docs, /metrics); Ctrl-C stops it", ""]
-    lines += ["A first request:", *(f"  {first_request(v[0][1], settings.url)}" for v in served.values())]
+    lines += [
+        "A first request:",
+        *(f"  {first_request(v[0][1], settings.url, keyed=bool(settings.keys))}" for v in served.values()),
+    ]
     return "\n".join(lines)
 
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import logging
 import re
 
-#: A key as a header or a WebSocket's protocol has it
-KEY = re.compile(r"(?i)\b(bearer[ .]+)[^\s,'\"]+")
+#: A key as a header or a WebSocket's protocol has it, and one of ours wherever it is
+KEY = re.compile(
+    r"(?i)((?:\bauthorization: *)?\bbearer[ .]+|\bauthorization: *)[^\s,'\"]+|cellstate_[\w-]{43}"
+)
+
+
+def _hidden(found: re.Match[str]) -> str:
+    return (found[1] or "") + "***"
 
 
 class NoKeys(logging.Filter):
@@ -15,7 +21,7 @@ class NoKeys(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
         if KEY.search(message):
-            record.msg, record.args = KEY.sub(r"\1***", message), None
+            record.msg, record.args = KEY.sub(_hidden, message), None
         return True
 
 

@@ -53,7 +53,7 @@ class Application:
         self.requests = RequestCounters()
         self._exposition: Exposition | None = None
         self.access = Access(settings.keys)
-        guard("uvicorn.error", "websockets.server")
+        guard("uvicorn.error", "uvicorn.asgi", "websockets.server")
         site = Site(
             endpoints=self._endpoints,
             ready=lambda: self.ready,

@@ -33,6 +33,22 @@ PROTOCOL, BEARER = "cellstate", "bearer."
 NAMESPACE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 UNLIMITED = 2**62
 
+#: Whom each path is for, by its template. open: for everybody; page: too, but it tells of the models only to
+#: who has a key; both: for every key. All else is for clients, and what begins with /metrics for operators.
+RULES = {
+    "/healthz": "open",
+    "/readyz": "open",
+    "/v1/models/{model}/handover": "open",  # it asks for another secret
+    "/openapi.json": "page",
+    "/docs": "page",
+    "/v1/models/{model}": "both",
+    "/v1/models": "both",
+}
+
+
+def rule_of(template: str) -> str:
+    return RULES.get(template, "operator" if template.startswith("/metrics") else "client")
+
 
 class Bucket:
     """Requests of a key: `rate` a second in the long run, `burst` at once. In one replica."""

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from model.versions import order
+from service.api.guard import ASKER
 from service.api.problems import PROBLEM_TYPE, TABLE, problem_json
 from service.asgi import Receive, Scope, Send
 from service.errors import CellstateError, MethodNotAllowed, NotFound, Unavailable
@@ -88,6 +89,11 @@ class Cluster:
             "/docs": self._docs,
         }
 
+    @property
+    def paths(self) -> frozenset[str]:
+        """Those that it answers."""
+        return frozenset(self._routes)
+
     async def close(self) -> None:
         """Ends the connections to the replicas."""
         await self._client.aclose()
@@ -120,8 +126,10 @@ class Cluster:
     def _unknown(self, path: str) -> Reply:
         if path.startswith("/v1/models/"):
             model = path.removeprefix("/v1/models/").partition("/")[0]
-            known = ", ".join(self._models) or "none"
-            return refusal(NotFound(f"no model {model!r}; served here: {known}"))
+            known = (
+                f"; served here: {', '.join(self._models) or 'none'}" if ASKER.get().identity.trusted else ""
+            )
+            return refusal(NotFound(f"no model {model!r}{known}"))
         return refusal(NotFound(f"no such path: {path}"))
 
     async def _list_models(self) -> Reply:
@@ -136,7 +144,8 @@ class Cluster:
                 known = entries.setdefault(entry["name"], entry)
                 if known is not entry:
                     entries[entry["name"]] = _merged(known, entry)
-        missing = [name for name in self._models if name not in entries]
+        may_use = ASKER.get().identity.may_use
+        missing = [name for name in self._models if name not in entries and may_use(name)]
         if missing:
             raise Unavailable(f"no replica of {', '.join(missing)} answers", retry_after_s=1)
         return [entries[name] for name in sorted(entries)]
@@ -148,7 +157,7 @@ class Cluster:
         return Reply(200, HTML, (await self._description())[1])
 
     async def _description(self) -> tuple[bytes, bytes]:
-        models = await self._facts()
+        models = await self._facts() if ASKER.get().identity.trusted else []
         identity: list[object] = [(m["name"], m.get("version"), m.get("digest")) for m in models]
         if self._described is None or self._described[0] != identity:
             self._described = identity, await asyncio.to_thread(self._describe, models)
@@ -171,7 +180,8 @@ class Cluster:
             raise Unavailable(f"no replica of {', '.join(missing)} is ready", retry_after_s=1)
         if self._door:
             paths = [f"{self._door}/v1/models/{name}" for name in self._models]
-            if None in await asyncio.gather(*(self._ask(path) for path in paths)):
+            # Where there are keys, a 401 came from a replica too
+            if not all(await asyncio.gather(*(self._reached(path) for path in paths))):
                 raise Unavailable("the front door does not lead to every model yet", retry_after_s=1)
         return Reply(200, JSON, b'{"status":"ok"}')
 
@@ -183,12 +193,19 @@ class Cluster:
         return {replica.replica: answer for replica, answer in pairs if answer is not None}
 
     async def _ask(self, url: str) -> httpx.Response | None:
+        response = await self._get(url, ASKER.get().headers)
+        return response if response is not None and response.status_code == HTTPStatus.OK else None
+
+    async def _reached(self, url: str) -> bool:
+        response = await self._get(url, [])
+        return response is not None and response.status_code in (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED)
+
+    async def _get(self, url: str, headers: list[tuple[bytes, bytes]]) -> httpx.Response | None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._client.get(url)
+                return await self._client.get(url, headers=headers)
         except (httpx.HTTPError, TimeoutError):
             return None
-        return response if response.status_code == HTTPStatus.OK else None
 
 
 def _merged(one: Facts, other: Facts) -> Facts:

@@ -11,10 +11,11 @@ from weakref import WeakKeyDictionary
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from service.api.access import rule_of
 from service.api.endpoint import ModelEndpoint
 from service.api.operations import JSON, KEY_ERRORS, OPERATIONS, TAGS, Operation, example_bodies
 from service.api.problems import PROBLEM_TYPE, TABLE, problem
-from service.api.routes import ROUTES, STREAM, rule_of
+from service.api.routes import ROUTES, STREAM
 from service.api.schemas import SESSION_ID_PATTERN, Problem, StepBody
 from service.errors import CellstateError, EngineFailure, Unauthorized
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.versions import order
-from service.api.access import NOBODY, Access, Identity
+from service.api.access import NOBODY, Access, Identity, rule_of
 from service.api.endpoint import ModelEndpoint, check_session_id
 from service.api.messages import JSON, Request, Response, parse
 from service.api.peers import PeerAway
@@ -318,22 +318,6 @@ ROUTES: dict[str, dict[str, Handler]] = {
 }
 STREAM = SESSION + "/stream"
 HANDOVER = MODEL + "/handover"  # between replicas; no route of the API
-
-#: Whom each path is for, where there are keys. open: for everybody; page: too, but it tells of the models
-#: only to who has a key; both: for every key. All else is for clients, but what begins with /metrics.
-RULES = {
-    "/healthz": "open",
-    "/readyz": "open",
-    HANDOVER: "open",  # it asks for another secret
-    "/openapi.json": "page",
-    "/docs": "page",
-    MODEL: "both",
-    "/v1/models": "both",
-}
-
-
-def rule_of(template: str) -> str:
-    return RULES.get(template, "operator" if template.startswith("/metrics") else "client")
 
 
 def admit(site: Site, template: str, request: Request) -> None:

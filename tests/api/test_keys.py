@@ -15,8 +15,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from service.api.access import rule_of
 from service.api.operations import OPERATIONS
-from service.api.routes import rule_of
 from tests.api.keyed import WHO, Keyed, keyed
 from tests.api.serving import SERIES, TEXT, problem_of, save_bundles
 
