@@ -24,6 +24,7 @@ from service.api.access import Access
 from service.api.cluster import Cluster, Facts, Replica
 from service.api.guard import Guard
 from service.asgi import ASGI, Receive, Scope, Send
+from service.certificates import authorities
 from service.listener import Listener
 from service.settings import SettingError, Settings, direct_port_range, read
 
@@ -92,7 +93,7 @@ class ModelReplica:
 
         self._application: Application = build(settings, bundles)
         socket = listener.bind(settings.host, direct_port_range(settings))
-        self._application.direct_url = listener.url(socket, _direct_host(settings))
+        self._application.direct_url = listener.url(socket, _direct_host(settings), settings.scheme)
         await self._application.startup()
         self._listener = Listener(self._application, socket, settings)
         self._listener.open()
@@ -155,10 +156,17 @@ async def _register(root: Any, entry: Replica) -> None:
 class Root:
     """What belongs to no model: the list of models, the metrics of all replicas, health, the API's page."""
 
-    async def __init__(self, models: Sequence[str], door: str, keys: str = "") -> None:  # type: ignore[misc]
+    async def __init__(self, models: Sequence[str], door: str, settings: Settings) -> None:  # type: ignore[misc]
         self._seen: dict[str, tuple[float, Replica]] = {}
-        self._cluster = Cluster(models, self._replicas, metrics_merge.merge, _describe, door=door)
-        self._access = Access(keys)
+        self._cluster = Cluster(
+            models,
+            self._replicas,
+            metrics_merge.merge,
+            _describe,
+            door=door,
+            verify=authorities(settings) if settings.tls_cert else True,
+        )
+        self._access = Access(settings.keys)
         await self._access.watch()
         self._guarded = Guard(self._cluster, self._access, self._cluster.paths)
         shortcut.serve(_Whole(self._guarded, ""))
@@ -204,7 +212,7 @@ def _fingerprint(settings: Settings, bundles: Sequence[Path]) -> str:
 def root_application(settings: Settings, models: Sequence[str]) -> serve.Application:
     """The rest, to be run at /."""
     decorate = serve.deployment(ray_actor_options={"num_cpus": 0}, **_options(settings))
-    return decorate(Root).bind(list(models), settings.url, settings.keys)
+    return decorate(Root).bind(list(models), settings.url, settings)
 
 
 def _cluster_has_gpu() -> bool:

@@ -44,6 +44,13 @@ _DROPPED_LINES = re.compile(
 #: What Serve says while it knows no route, though "/" is one of ours: the door has just begun.
 _NO_ROUTE = re.compile(r"(\s+)http-request return status 404 content-type text/plain lf-string .*")
 
+#: Where the clients come in: TCP, and neither Serve's metrics nor gRPC
+_BIND = re.compile(r"^(frontend http_frontend\n[ \t]+bind [^\n]*)", re.MULTILINE)
+_TLS = "alpn http/1.1 ssl-min-ver TLSv1.2"
+
+#: The front door's certificate, beside HAProxy's files: `certificates.place` puts it there
+CERTIFICATE = "door.pem"
+
 #: Errors of HAProxy's own, in the words of `api.problems`. It makes 502, 503 and 504 a 500 otherwise.
 _PROBLEMS = {
     400: ("bad_request", "The request can't be read", "the request is not HTTP as RFC 9112 has it"),
@@ -92,8 +99,13 @@ def environment(directory: Path) -> dict[str, str]:
     return values
 
 
-def rewrite(configuration: str, directory: Path) -> str:
-    """Serve's HAProxy configuration as this service wants it. Error pages are in `directory`."""
+def rewrite(configuration: str, directory: Path, certificate: Path | None = None) -> str:
+    """Serve's HAProxy configuration as this service wants it. Error pages are in `directory`. certificate: of
+    the front door, if it speaks TLS."""
+    if certificate is not None:
+        configuration, found = _BIND.subn(rf"\1 ssl crt {certificate} {_TLS}", configuration)
+        if not found:  # a door in the clear must not pass for one with TLS
+            raise RuntimeError("this Ray Serve writes HAProxy's configuration in another way: no TLS")
     sections = re.split(r"^(?=\S)", configuration, flags=re.MULTILINE)
     return "".join(
         _section(section, directory) for section in sections if not section.startswith(_DROPPED_SECTIONS)
@@ -135,7 +147,10 @@ def prepare(arguments: Iterable[str]) -> None:
     path = Path(arguments[arguments.index("-f") + 1])
     for status in _PROBLEMS:
         (path.parent / f"{status}.http").write_text(error_page(status), newline="")
-    path.write_text(rewrite(path.read_text(), path.parent))
+    # Serve gives each node's HAProxy a directory below the one that was asked for
+    found = [place / CERTIFICATE for place in (path.parent, path.parent.parent)]
+    certificate = next((place for place in found if place.exists()), None)
+    path.write_text(rewrite(path.read_text(), path.parent, certificate))
 
 
 def main() -> None:

@@ -116,12 +116,19 @@ class Settings:
     keys: str = setting(
         "", "file of keys, made by `cellstate keys add`; none: no keys, everybody may do everything"
     )
+    tls_cert: str = setting("", "PEM file of a certificate with its chain: all is HTTPS then")
+    tls_key: str = setting("", "PEM file of its private key")
+    tls_ca: str = setting(
+        "", "PEM file of the authorities that replicas know each other by; none: those of the system"
+    )
     drain_s: float = setting(10.0, "seconds that running requests get to end at a stop", least=0)
     log_level: str = setting(
         "warning", "least level that is logged", choices=("debug", "info", "warning", "error")
     )
 
     def __post_init__(self) -> None:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise SettingError("tls_cert: a certificate and its key, tls_key, go together")
         for f in fields(self):
             check(f, getattr(self, f.name))
         direct_port_range(self)
@@ -162,7 +169,13 @@ class Settings:
     def url(self) -> str:
         """Where this machine reaches the front door."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 (compared)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return (
+            f"{self.scheme}://[{host}]:{self.port}" if ":" in host else f"{self.scheme}://{host}:{self.port}"
+        )
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls_cert else "http"
 
 
 def shown() -> list[Field[Any]]:

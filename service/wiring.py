@@ -21,6 +21,7 @@ from service.api.pages import docs_page
 from service.api.peers import Peers
 from service.api.routes import Site
 from service.asgi import Receive, Scope, Send
+from service.certificates import authorities
 from service.engine.engine import Engine
 from service.metrics import Exposition, Source
 from service.redaction import guard
@@ -194,7 +195,12 @@ def make_endpoint(settings: Settings, lineage: Lineage, device: torch.device) ->
     store = open_store(
         settings.store_address, newest.name, settings.lease_s, fence=settings.unsafe != "fence"
     )
-    peers = Peers(newest.name, lambda: store.secret, newest.version)
+    peers = Peers(
+        newest.name,
+        lambda: store.secret,
+        newest.version,
+        authorities(settings) if settings.tls_cert else True,
+    )
     specs = {bundle.digest: bundle.spec for bundle in lineage}
     upkeep = Upkeep(settings.replay_window, retention(settings, newest.name), settings.upgrade, specs)
     unsafe = Unsafe(fence=settings.unsafe == "fence", window=settings.unsafe == "window")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -59,6 +60,7 @@ class Cluster:
     `replicas` lists those that live. `merge` makes one exposition of many, by replica. `describe` makes of
     the models' facts the OpenAPI document and the page that shows it; it may take its time, in a thread.
     `door`: the front door of this machine, which must lead to the models before they count as ready.
+    `verify`: whom the replicas' certificates must be of.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Cluster:
         client: httpx.AsyncClient | None = None,
         timeout_s: float = 5.0,
         door: str = "",
+        verify: ssl.SSLContext | bool = True,
     ) -> None:
         self._door = door
         self._models = tuple(models)
@@ -78,7 +81,10 @@ class Cluster:
         self._describe = describe
         self._described: tuple[list[object], tuple[bytes, bytes]] | None = None
         # The environment's proxies are for the world outside, never for the replicas.
-        self._client = client or httpx.AsyncClient(timeout=timeout_s, trust_env=False)
+        self._client = client or httpx.AsyncClient(timeout=timeout_s, trust_env=False, verify=verify)
+        # Our own door is asked by the address of this machine, which its certificate need not name; what it
+        # says is whether it is there, and it is sent nothing
+        self._probe = client or httpx.AsyncClient(timeout=timeout_s, trust_env=False, verify=False)  # noqa: S501
         self._timeout_s = timeout_s
         self._routes: dict[str, Callable[[], Awaitable[Reply]]] = {
             "/v1/models": self._list_models,
@@ -97,6 +103,7 @@ class Cluster:
     async def close(self) -> None:
         """Ends the connections to the replicas."""
         await self._client.aclose()
+        await self._probe.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -193,17 +200,19 @@ class Cluster:
         return {replica.replica: answer for replica, answer in pairs if answer is not None}
 
     async def _ask(self, url: str) -> httpx.Response | None:
-        response = await self._get(url, ASKER.get().headers)
+        response = await self._get(self._client, url, ASKER.get().headers)
         return response if response is not None and response.status_code == HTTPStatus.OK else None
 
     async def _reached(self, url: str) -> bool:
-        response = await self._get(url, [])
+        response = await self._get(self._probe, url, [])
         return response is not None and response.status_code in (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED)
 
-    async def _get(self, url: str, headers: list[tuple[bytes, bytes]]) -> httpx.Response | None:
+    async def _get(
+        self, client: httpx.AsyncClient, url: str, headers: list[tuple[bytes, bytes]]
+    ) -> httpx.Response | None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._client.get(url, headers=headers)
+                return await client.get(url, headers=headers)
         except (httpx.HTTPError, TimeoutError):
             return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import ssl
 from collections.abc import Callable
 
 import httpx
@@ -39,15 +40,18 @@ class PeerAway(Exception):
 
 class Peers:
     """Of one model. secret: what the replicas of the store share. newest: the newest version of the
-    model that this replica serves."""
+    model that this replica serves. verify: whom the others' certificates must be of."""
 
-    def __init__(self, model: str, secret: Callable[[], str], newest: str = "") -> None:
+    def __init__(
+        self, model: str, secret: Callable[[], str], newest: str = "", verify: ssl.SSLContext | bool = True
+    ) -> None:
         self._model, self._secret, self._newest = model, secret, newest
         self.passed_on = 0  # requests
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=1000, max_keepalive_connections=100),
             trust_env=False,
+            verify=verify,
         )
 
     def is_peer(self, request: Request) -> bool:
