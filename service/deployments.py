@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,8 @@ from service.api.guard import Guard
 from service.asgi import ASGI, Receive, Scope, Send
 from service.certificates import authorities
 from service.listener import Listener
+from service.metrics import Exposition, Process
+from service.pulse import Pulse
 from service.settings import SettingError, Settings, direct_port_range, read
 
 if TYPE_CHECKING:
@@ -99,7 +102,7 @@ class ModelReplica:
         self._listener.open()
         self._prefix = f"/v1/models/{model}"
         shortcut.serve(_Whole(self._application, self._prefix))
-        replica = serve.get_replica_context().replica_id.unique_id
+        replica = self._application.replica = serve.get_replica_context().replica_id.unique_id
         entry = Replica(model=model, replica=replica, url=self._application.direct_url)
         _keep(model, Served(settings, tuple(bundles)))
         self._heartbeat = asyncio.get_running_loop().create_task(_announce(entry))
@@ -158,17 +161,23 @@ class Root:
 
     async def __init__(self, models: Sequence[str], door: str, settings: Settings) -> None:  # type: ignore[misc]
         self._seen: dict[str, tuple[float, Replica]] = {}
-        self._cluster = Cluster(
+        self._cluster = cluster = Cluster(
             models,
             self._replicas,
             metrics_merge.merge,
             _describe,
             door=door,
+            own=lambda: self._exposition.render()[0],
             verify=authorities(settings) if settings.tls_cert else True,
         )
+        self._pulse = Pulse()
+        self._pulse.start()
+        build = {"version": version("cellstate"), "python": platform.python_version(), "ray": RAY_VERSION}
+        process = Process(build, lambda: cluster.ready, lag=self._pulse.lag, replicas=lambda: cluster.living)
         self._access = Access(settings.keys)
         await self._access.watch()
-        self._guarded = Guard(self._cluster, self._access, self._cluster.paths)
+        self._exposition = Exposition([], cluster.requests, process, self._access.counted)
+        self._guarded = Guard(cluster, self._access, cluster.paths)
         shortcut.serve(_Whole(self._guarded, ""))
 
     def __serve_build_asgi_app__(self) -> ASGI:

@@ -6,7 +6,11 @@ import asyncio
 import contextlib
 import gc
 import logging
+import platform
+import secrets
 from collections.abc import Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -23,7 +27,8 @@ from service.api.routes import Site
 from service.asgi import Receive, Scope, Send
 from service.certificates import authorities
 from service.engine.engine import Engine
-from service.metrics import Exposition, Source
+from service.metrics import Exposition, Process, Source
+from service.pulse import Pulse
 from service.redaction import guard
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import Upkeep
@@ -51,7 +56,9 @@ class Application:
         self._started = False
         self._stopping: asyncio.Task[None] | None = None
         self._direct_url = ""
+        self.replica = secrets.token_hex(4)  # the name of this process among others
         self.requests = RequestCounters()
+        self._pulse = Pulse()
         self._exposition: Exposition | None = None
         self.access = Access(settings.keys)
         guard("uvicorn.error", "uvicorn.asgi", "websockets.server")
@@ -59,6 +66,8 @@ class Application:
             endpoints=self._endpoints,
             ready=lambda: self.ready,
             metrics=self._metrics,
+            replica=lambda: self.replica,
+            counters=self.requests,
             openapi=lambda models: openapi_json(self._endpoints.values() if models else ()),
             docs=lambda models: docs_page(self._endpoints.values() if models else ()),
             access=self.access,
@@ -82,6 +91,11 @@ class Application:
         """Whether it can take traffic: everything is loaded and warm, and it is not stopping."""
         return self._started and self._stopping is None
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it takes nothing new any more."""
+        return self._stopping is not None
+
     async def startup(self) -> None:
         """Makes the engines, warms them, and begins. Once, on the loop that will serve."""
         if self._started:
@@ -96,11 +110,12 @@ class Application:
             endpoint.manager.limit_namespaces(self.access.session_limit)
             self._endpoints[endpoint.bundle.name] = endpoint
         sources = [
-            Source(manager.bundle.name, manager.bundle.version, manager)
+            Source(manager.bundle.name, manager.bundle.version, manager, endpoint.manager.lease_of(manager))
             for endpoint in self._endpoints.values()
             for manager in endpoint.manager.managers
         ]
-        self._exposition = Exposition(sources, self.requests, self.access.counted)
+        self._pulse.start()
+        self._exposition = Exposition(sources, self.requests, self._process(device), self.access.counted)
         # What is here now stays: the collector need not walk torch and Ray each time sessions pile up. And
         # what a request leaves behind goes by its reference count, so the collector need not look so often.
         gc.collect()
@@ -133,6 +148,7 @@ class Application:
         for endpoint in self._endpoints.values():
             if endpoint.peers is not None:
                 await endpoint.peers.close()
+        self._pulse.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -157,6 +173,18 @@ class Application:
                 await self.shutdown()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+    def _process(self, device: torch.device) -> Process:
+        build = {
+            "version": own_version(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "device": device.type,
+            "precision": self.settings.precision,
+            "store": self.settings.store.partition(":")[0],
+        }
+        gpu = partial(gpu_memory, device) if device.type == "cuda" else None
+        return Process(build, lambda: self.ready, lambda: self.stopping, self._pulse.lag, gpu)
 
     def _metrics(self) -> tuple[bytes, str]:
         if self._exposition is None:
@@ -229,6 +257,25 @@ def make_engine(settings: Settings, bundle: Bundle, device: torch.device) -> Eng
     )
     engine.runner.warm(min(settings.max_batch, settings.slots))
     return engine
+
+
+def gpu_memory(device: torch.device) -> dict[str, float]:
+    """Bytes: what this process's tensors take, what torch keeps for them, and what all processes leave."""
+    free, total = torch.cuda.mem_get_info(device)
+    return {
+        "allocated": torch.cuda.memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+        "free": free,
+        "total": total,
+    }
+
+
+def own_version() -> str:
+    """Of this distribution; 0 if it is not installed."""
+    try:
+        return version("cellstate")
+    except PackageNotFoundError:
+        return "0"
 
 
 def choose_device(settings: Settings) -> torch.device:

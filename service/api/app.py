@@ -9,11 +9,11 @@ import asyncio
 import json
 import logging
 import time
+from http import HTTPStatus
 
-from service.api.access import EVERYBODY
 from service.api.messages import ClientGone, Request, Response
-from service.api.peers import PeerAway
-from service.api.problems import TABLE, without
+from service.api.peers import HEADER, PeerAway
+from service.api.problems import TABLE, code_in, without
 from service.api.routes import HANDOVER, ROUTES, STREAM, Handler, Site, admit, hand_over, match, unanswered
 from service.api.websocket import Streams
 from service.asgi import Receive, Scope, Send
@@ -22,6 +22,9 @@ from service.sessions.counters import RequestCounters
 from service.sessions.custody import insisting
 
 log = logging.getLogger("cellstate.api")
+
+#: As nginx has it: nobody was there to be answered
+CLIENT_GONE = 499
 
 
 class Api:
@@ -34,32 +37,53 @@ class Api:
 
     async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        template, model, identity = "", "", EVERYBODY
+        template = model = code = ""
+        request: Request | None = None
         try:
             try:
                 template, model, session_id = match(scope["path"])
                 handler = _handler(template, scope["method"])
                 request = Request(scope, receive, self._limit, model, session_id)
                 admit(self.site, template, request)
-                identity = request.identity
                 try:
                     response = await handler(self.site, request)
                 except Elsewhere as error:
                     response = await self._pass_on(error, handler, request)
+                    code = code_in(response.status, response.body)
             except CellstateError as error:
-                response = Response.of(without(identity.prefix, error), TABLE[type(error)].status)
-        except ClientGone:
+                kind = TABLE[type(error)]
+                prefix = "" if request is None else request.identity.prefix
+                response, code = Response.of(without(prefix, error), kind.status), kind.code
+        except (ClientGone, asyncio.CancelledError) as gone:
+            self._count(template, model, request, CLIENT_GONE, "", started)
+            if isinstance(gone, asyncio.CancelledError):
+                raise
             return
-        except asyncio.CancelledError:
-            raise
         except Exception:  # a bug of ours: its client still gets an answer, and the log the reason
             log.exception("a handler of %s failed", template)
             own = EngineFailure("the service met an error of its own; it is in its log", retry_after_s=1)
-            response = Response.of(own, 503)
-        # A model name that is not one of ours is a client's invention: as a label it would be unbounded
-        known = model if model in self.site.endpoints else ""
-        self.counters.observe(known, template or "none", response.status, time.perf_counter() - started)
+            response, code = Response.of(own, 503), TABLE[EngineFailure].code
+        self._count(template, model, request, response.status, code, started)
         await response.send(send, head=scope["method"] == "HEAD")
+
+    def _count(
+        self, template: str, model: str, request: Request | None, status: int, code: str, started: float
+    ) -> None:
+        # A model name that is not one of ours is a client's invention: as a label it would be unbounded
+        endpoint = self.site.endpoints.get(model)
+        known, route = model if endpoint is not None else "", template or "none"
+        if (
+            request is not None
+            and request.header(HEADER) is not None
+            and endpoint is not None
+            and endpoint.peers is not None
+            and endpoint.peers.is_peer(request)
+        ):
+            self.counters.of_peers[known, route, status] += 1
+            return
+        self.counters.observe(known, route, status, time.perf_counter() - started)
+        if code:
+            self.counters.errors[known, code] += 1
 
     async def _pass_on(self, error: Elsewhere, handler: Handler, request: Request) -> Response:
         """The answer of the replica that owns the session; if that is away, the session is brought here."""
@@ -80,6 +104,8 @@ class Api:
         except NotFound:
             template = model = session_id = ""
         if template != STREAM:
+            self.counters.observe("", "none", HTTPStatus.NOT_FOUND, 0.0)
+            self.counters.errors["", TABLE[NotFound].code] += 1
             await receive()
             await send({"type": "websocket.close", "code": 4404})
             return

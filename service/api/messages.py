@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from service.api.access import CHALLENGE, EVERYBODY, Identity
 from service.api.problems import PROBLEM_TYPE, from_validation, problem_json
+from service.api.whole import send_whole
 from service.asgi import Receive, Scope, Send
 from service.errors import BadRequest, CellstateError, TooLarge, UnsupportedMediaType
 
@@ -47,8 +48,8 @@ class Response:
         headers = [(b"content-length", b"%d" % len(self.body)), *self.headers]
         if self.body or self.status not in (204, 304):
             headers.append((b"content-type", self.content_type.encode()))
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if head else self.body})
+        start = {"type": "http.response.start", "status": self.status, "headers": headers}
+        await send_whole(send, start, {"type": "http.response.body", "body": b"" if head else self.body})
 
 
 class Request:

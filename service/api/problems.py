@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from pydantic import ValidationError
@@ -80,6 +81,8 @@ TABLE: dict[type[CellstateError], Kind] = {
     EngineFailure: Kind(503, "engine_failure", "The engine could not run the request"),
 }
 
+BY_CODE = {kind.code: kind for kind in TABLE.values()}
+
 
 def problem(error: CellstateError) -> dict[str, Any]:
     """The problem object of an error."""
@@ -105,6 +108,17 @@ def without(prefix: str, error: CellstateError) -> CellstateError:
 
 def problem_json(error: CellstateError) -> bytes:
     return json.dumps(problem(error)).encode()
+
+
+def code_in(status: int, body: bytes) -> str:
+    """The code that another replica's answer tells; empty if that is no problem."""
+    if status < HTTPStatus.BAD_REQUEST:
+        return ""
+    try:
+        code = json.loads(body)["code"]
+    except (ValueError, TypeError, KeyError):
+        code = ""
+    return code if code in BY_CODE else TABLE[CellstateError].code
 
 
 def from_validation(error: ValidationError) -> BadRequest:

@@ -16,7 +16,7 @@ from service.api.access import NOBODY, Access, Identity, rule_of
 from service.api.endpoint import ModelEndpoint, check_session_id
 from service.api.messages import JSON, Request, Response, parse
 from service.api.peers import PeerAway
-from service.api.problems import from_validation, problem, without
+from service.api.problems import BY_CODE, TABLE, Kind, from_validation, problem, without
 from service.api.render import dumps
 from service.api.schemas import (
     BulkItem,
@@ -26,7 +26,9 @@ from service.api.schemas import (
     OpenBody,
     RewindBody,
 )
+from service.api.targets import OWN, Target, host, targets_json
 from service.errors import CellstateError, Elsewhere, InvalidValue, Moving, NotFound, Unavailable
+from service.sessions.counters import RequestCounters
 from service.sessions.custody import insisting
 from service.sessions.inputs import Steps
 from service.sessions.replies import PLAIN, Reply, StepCommand
@@ -44,6 +46,8 @@ class Site:
     endpoints: Mapping[str, ModelEndpoint]
     ready: Callable[[], bool]
     metrics: Callable[[], tuple[bytes, str]]  # the exposition and its content type
+    replica: Callable[[], str]  # the name of this process
+    counters: RequestCounters
     openapi: Callable[[bool], bytes]  # with the models, or without
     docs: Callable[[bool], bytes]
     access: Access = field(default_factory=Access)
@@ -156,6 +160,7 @@ async def bulk_step(site: Site, request: Request) -> Response:
         if number % BULK_SLICE == 0:
             await endpoint.turns.next()
     results: list[bytes] = []
+    failed: dict[int, Kind] = {}  # by place
     elsewhere: dict[str, list[int]] = {}  # places of requests for sessions of other replicas, by address
     for number, future in enumerate(futures, 1):
         try:
@@ -166,19 +171,31 @@ async def bulk_step(site: Site, request: Request) -> Response:
             results.append(endpoint.small_answer(reply) if small else await endpoint.answer(reply))
         except Elsewhere as error:
             elsewhere.setdefault(error.address, []).append(number - 1)
+            failed[number - 1] = TABLE[Elsewhere]
             results.append(_error(error))
         except CellstateError as error:
+            failed[number - 1] = TABLE[type(error)]
             results.append(_error(without(identity.prefix, error)))
         if number % BULK_SLICE == 0:
             await endpoint.turns.next()
-    if elsewhere and endpoint.peers is not None and not endpoint.peers.is_peer(request):
+    of_peer = endpoint.peers is not None and endpoint.peers.is_peer(request)
+    if elsewhere and endpoint.peers is not None and not of_peer:
         await asyncio.gather(
             *(
-                _pass_on(endpoint, identity, address, places, raw, commands, results)
+                _pass_on(endpoint, identity, address, places, raw, commands, results, failed)
                 for address, places in elsewhere.items()
             )
         )
+    if not of_peer:  # else the replica that the client asked counts them
+        _count_items(site.counters, request.model, len(results), failed)
     return Response(200, b'{"results":[' + b",".join(results) + b"]}")
+
+
+def _count_items(counters: RequestCounters, model: str, all_: int, failed: Mapping[int, Kind]) -> None:
+    counters.bulk_items[model, int(HTTPStatus.OK)] += all_ - len(failed)
+    for kind in failed.values():
+        counters.bulk_items[model, kind.status] += 1
+        counters.errors[model, kind.code] += 1
 
 
 async def _pass_on(
@@ -189,6 +206,7 @@ async def _pass_on(
     raw: bytes,
     commands: Sequence[StepCommand | None],
     results: list[bytes],
+    failed: dict[int, Kind],
 ) -> None:
     """Has another replica answer its requests of a bulk body; if it is away, they are answered here."""
     assert endpoint.peers is not None  # noqa: S101  nothing is elsewhere otherwise
@@ -203,6 +221,9 @@ async def _pass_on(
     if found is not None:
         for place, one in zip(places, found, strict=True):
             results[place] = dumps(one).encode()
+            failed.pop(place)
+            if "error" in one:
+                failed[place] = BY_CODE.get(one["error"]["code"], TABLE[CellstateError])
         return
     futures: list[asyncio.Future[Reply] | CellstateError] = []
     for place in places:
@@ -221,7 +242,9 @@ async def _pass_on(
             if isinstance(future, CellstateError):
                 raise future
             results[place] = await endpoint.answer(await future)
+            failed.pop(place)
         except CellstateError as error:
+            failed[place] = TABLE[type(error)]
             results[place] = _error(without(identity.prefix, error))
 
 
@@ -283,6 +306,12 @@ async def metrics(site: Site, request: Request) -> Response:
     return Response(200, body, content_type)
 
 
+async def metrics_targets(site: Site, request: Request) -> Response:
+    address = host(request.scope)
+    found = [Target(address, site.replica(), sorted(site.endpoints))] if address else []
+    return Response(200, targets_json(found))
+
+
 async def openapi(site: Site, request: Request) -> Response:
     return Response(200, site.openapi(request.identity.trusted))
 
@@ -313,6 +342,8 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/healthz": {"GET": healthz},
     "/readyz": {"GET": readyz},
     "/metrics": {"GET": metrics},
+    "/metrics/targets": {"GET": metrics_targets},
+    OWN: {"GET": metrics},
     "/openapi.json": {"GET": openapi},
     "/docs": {"GET": docs},
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, RootModel
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$"
 #: The same with its namespace, as replicas tell it each other
@@ -275,6 +275,17 @@ class Health(BaseModel):
     """The answer to a probe."""
 
     status: Literal["ok"]
+
+
+class MetricsTarget(BaseModel):
+    """One process, as Prometheus' HTTP service discovery has it."""
+
+    targets: list[str] = Field(description="its address as host:port")
+    labels: dict[str, str] = Field(description="replica, __meta_cellstate_model, maybe __metrics_path__")
+
+
+class MetricsTargets(RootModel[list[MetricsTarget]]):
+    """Whom Prometheus should scrape."""
 
 
 class Document(BaseModel):

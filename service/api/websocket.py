@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from http import HTTPStatus
 from urllib.parse import parse_qs
 
 from service.api.access import CHALLENGE, EVERYBODY, PROTOCOL, Identity
 from service.api.endpoint import ModelEndpoint, check_session_id
 from service.api.peers import PeerAway
-from service.api.problems import PROBLEM_TYPE, TABLE, problem, problem_json, without
+from service.api.problems import PROBLEM_TYPE, TABLE, code_in, problem, problem_json, without
 from service.api.render import dumps
-from service.api.routes import Site, unanswered
+from service.api.routes import STREAM, Site, unanswered
 from service.asgi import Receive, Scope, Send
 from service.errors import (
     BadRequest,
@@ -29,11 +30,14 @@ from service.errors import (
     TooLarge,
     Unauthorized,
 )
+from service.sessions.counters import RequestCounters
 from service.sessions.custody import insisting
 from service.sessions.names import namespace_of, prefix_of
 
 log = logging.getLogger("cellstate.api")
 
+#: How a stream ended if not by a code of ours: its client closed it, or its connection broke
+CLIENT, BROKEN = "client", "broken"
 MOST_DIGITS = 16  # of a step's number
 
 
@@ -41,8 +45,8 @@ class Streams:
     """The open streams of a process, so that a stop can close them."""
 
     def __init__(self) -> None:
-        self._tasks: dict[asyncio.Task[None], tuple[Identity, str]] = {}  # whose, and of which model
-        self._revoked: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[str], tuple[Identity, str]] = {}  # whose, and of which model
+        self._revoked: set[asyncio.Task[str]] = set()
         self._none_left = asyncio.Event()
         self.stopping = False
 
@@ -62,13 +66,14 @@ class Streams:
         self, site: Site, model: str, session_id: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
         await receive()  # websocket.connect
-        protocols = tuple(scope.get("subprotocols", ()))
+        counters, protocols = site.counters, tuple(scope.get("subprotocols", ()))
         identity = EVERYBODY
         if site.access.on:
             try:
                 identity = site.access.identify(dict(scope["headers"]), protocols)
                 identity.check("client", model)
             except CellstateError as error:
+                _count(site, model, error)
                 await _deny(scope, send, error)
                 return
         await send({"type": "websocket.accept", "subprotocol": PROTOCOL if PROTOCOL in protocols else None})
@@ -77,22 +82,31 @@ class Streams:
             check_session_id(session_id)
             resume = _resume(scope)
         except CellstateError as error:
+            _count(site, model, error)
             await _tell(send, error)
             await send({"type": "websocket.close", "code": 4404})
             return
         name = identity.prefix + session_id
-        task = asyncio.ensure_future(_converse(endpoint, identity, session_id, resume, receive, send))
+        task = asyncio.ensure_future(
+            _converse(endpoint, identity, session_id, counters, resume, receive, send)
+        )
         self._tasks[task] = identity, model
+        counters.streams_opened[model] += 1
+        ending = BROKEN
         try:
-            await task
+            ending = await task
         except asyncio.CancelledError:
             if task in self._revoked:
+                ending = str(TABLE[Unauthorized].close)
+                counters.errors[model, TABLE[Unauthorized].code] += 1
                 gone = Unauthorized("the key was taken away, or is not for this any more")
                 await _tell(send, gone)
                 await send({"type": "websocket.close", "code": TABLE[Unauthorized].close})
                 return
             if not self.stopping:
                 raise
+            ending = "1012"
+            counters.errors[model, TABLE[Stopping].code] += 1
             await _tell(send, Stopping("the service is stopping; come back", retry_after_s=1))
             reason = _where(endpoint, name)
             await send({"type": "websocket.close", "code": 1012, "reason": reason})
@@ -100,12 +114,15 @@ class Streams:
             raise
         except Exception:  # a bug of ours, as in `app`
             log.exception("a stream failed")
+            ending = "1011"
+            counters.errors[model, TABLE[EngineFailure].code] += 1
             await _tell(send, EngineFailure("the service met an error of its own", retry_after_s=1))
             await send({"type": "websocket.close", "code": 1011})
         finally:
             task.cancel()
             del self._tasks[task]
             self._revoked.discard(task)
+            counters.streams_closed[model, ending] += 1
             if not self._tasks:
                 self._none_left.set()
 
@@ -135,6 +152,13 @@ def _resume(scope: Scope) -> int | None:
     return int(given[-1])
 
 
+def _count(site: Site, model: str, error: CellstateError) -> None:
+    """Counts a stream that did not begin."""
+    kind, known = TABLE[type(error)], model if model in site.endpoints else ""
+    site.counters.observe(known, STREAM, kind.status, 0.0)
+    site.counters.errors[known, kind.code] += 1
+
+
 async def _deny(scope: Scope, send: Send, error: CellstateError) -> None:
     """Refuses a handshake, with the reason where the server can tell it."""
     if "websocket.http.response" not in scope.get("extensions", {}):
@@ -152,57 +176,73 @@ async def _converse(
     endpoint: ModelEndpoint,
     identity: Identity,
     session_id: str,
+    counters: RequestCounters,
     resume: int | None,
     receive: Receive,
     send: Send,
-) -> None:
-    name = identity.prefix + session_id
-    if resume is not None and not await _repeat(endpoint, name, resume, send):
-        return
+) -> str:
+    """Until the stream ends; how it did: the code it was closed with, or that its client left."""
+    model, name = endpoint.bundle.name, identity.prefix + session_id
+    if resume is not None:
+        close = await _repeat(endpoint, name, counters, resume, send)
+        if close is not None:
+            return str(close)
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":
-            return
+            return CLIENT if message.get("code") in (1000, 1001, 1005) else BROKEN
+        if wait_s := identity.pace():
+            await asyncio.sleep(wait_s)  # what is sent ahead waits in the socket, as behind a step
+        started, status, answer, refused = time.perf_counter(), 503, "", None
         text = message.get("text")
         try:
             if text is None:
                 raise BadRequest("a stream takes text frames with JSON in them, not binary ones")
-            if len(content := text.encode()) > identity.body_bytes:
+            content = text.encode()
+            if len(content) > identity.body_bytes:
                 most = identity.body_bytes
                 raise TooLarge(f"the message is larger than {most} bytes", limit=most)
-            if wait_s := identity.pace():
-                await asyncio.sleep(wait_s)  # what is sent ahead waits in the socket, as behind a step
-            answer = await _answer(endpoint, identity, session_id, content)
+            status, answer = await _answer(endpoint, identity, session_id, counters, content)
         except CellstateError as error:
-            if not await _went_on(send, without(identity.prefix, error), endpoint, name):
-                return
-        else:
+            refused, status = without(identity.prefix, error), TABLE[type(error)].status
+        finally:  # also if the service stops meanwhile
+            counters.observe(model, STREAM, status, time.perf_counter() - started)
+        if refused is None:
             await send({"type": "websocket.send", "text": answer})
+            continue
+        close = await _tell_all(send, refused, endpoint, name, counters)
+        if close is not None:
+            return str(close)
 
 
-async def _repeat(endpoint: ModelEndpoint, name: str, step: int, send: Send) -> bool:
-    """Sends the replies from a step on that were given before; whether the stream goes on."""
+async def _repeat(
+    endpoint: ModelEndpoint, name: str, counters: RequestCounters, step: int, send: Send
+) -> int | None:
+    """Sends the replies from a step on that were given before; the code of the close if that ended it."""
     try:
         try:
             replies = await endpoint.manager.replies(name, step)
         except (Elsewhere, SessionNotFound):
             if step == 0:
-                return True  # not opened yet; or where it is, each message finds out
+                return None  # not opened yet; or where it is, each message finds out
             with insisting():
                 replies = await endpoint.manager.replies(name, step)
         for reply in replies:
             await send({"type": "websocket.send", "text": (await endpoint.answer(reply)).decode()})
     except CellstateError as error:
-        return await _went_on(send, without(prefix_of(namespace_of(name)), error), endpoint, name)
-    return True
+        told = without(prefix_of(namespace_of(name)), error)
+        return await _tell_all(send, told, endpoint, name, counters)
+    return None
 
 
-async def _answer(endpoint: ModelEndpoint, identity: Identity, session_id: str, text: bytes) -> str:
-    """A message's reply, from the replica that has the session."""
+async def _answer(
+    endpoint: ModelEndpoint, identity: Identity, session_id: str, counters: RequestCounters, text: bytes
+) -> tuple[int, str]:
+    """A message's reply, from the replica that has the session, and the status that HTTP has for it."""
     name = identity.prefix + session_id
     try:
         command = await endpoint.read_step(name, text)
-        return (await endpoint.answer(await endpoint.manager.step(command))).decode()
+        return HTTPStatus.OK, (await endpoint.answer(await endpoint.manager.step(command))).decode()
     except Elsewhere as error:
         if endpoint.peers is None:
             raise
@@ -216,20 +256,24 @@ async def _answer(endpoint: ModelEndpoint, identity: Identity, session_id: str, 
             with insisting():
                 command = await endpoint.read_step(name, text)
                 reply = await endpoint.manager.step(command)
-            return (await endpoint.answer(reply)).decode()
+            return HTTPStatus.OK, (await endpoint.answer(reply)).decode()
         if answer.status == HTTPStatus.OK:
-            return answer.body.decode()
-        return '{"error":' + answer.body.decode() + "}"
+            return answer.status, answer.body.decode()
+        counters.errors[endpoint.bundle.name, code_in(answer.status, answer.body)] += 1
+        return answer.status, '{"error":' + answer.body.decode() + "}"
 
 
-async def _went_on(send: Send, error: CellstateError, endpoint: ModelEndpoint, name: str) -> bool:
-    """Tells an error, and closes the stream if it must end; whether it goes on."""
+async def _tell_all(
+    send: Send, error: CellstateError, endpoint: ModelEndpoint, name: str, counters: RequestCounters
+) -> int | None:
+    """Tells an error, and closes the stream if it must end; the code of the close, None if it goes on."""
+    kind = TABLE[type(error)]
+    counters.errors[endpoint.bundle.name, kind.code] += 1
     await _tell(send, error)
-    close = TABLE[type(error)].close
-    if close is not None:
+    if kind.close is not None:
         reason = _where(endpoint, name) if isinstance(error, Stopping) else ""
-        await send({"type": "websocket.close", "code": close, "reason": reason})
-    return close is None
+        await send({"type": "websocket.close", "code": kind.close, "reason": reason})
+    return kind.close
 
 
 def _where(endpoint: ModelEndpoint, name: str) -> str:

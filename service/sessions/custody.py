@@ -56,6 +56,7 @@ from service.sessions.stores.protocol import (
     Saved,
     Stale,
     Store,
+    StoreAway,
     StoreError,
     StoreFault,
 )
@@ -174,12 +175,15 @@ class Custody:
         deadline = self._loop.time() + self.store.lease_s + PATIENCE_S
         window = max(self._upkeep.window, 1)
         ask = None if by_step else opening
+        handed_over = False
         while True:
             found = await self.store.claim(session_id, ask, window)
             if isinstance(found, Image):
                 if not found.opened and found.idle_s >= found.ttl_s:
                     await self.store.end(session_id, found.epoch, Ending.EXPIRED)
                     continue
+                if handed_over or found.taken:
+                    self._counters.takeovers["lease" if found.taken else "handed over"] += 1
                 return found
             if isinstance(found, Absent):
                 known = found.ending in (Ending.EXPIRED, Ending.LOST)
@@ -192,8 +196,8 @@ class Custody:
             if not mine and not (insist or (pull and settled)):
                 raise Elsewhere(found.address)
             let_go = None if mine else await self._neighbours.release(found, session_id)
+            handed_over = bool(let_go)
             if let_go:
-                self._counters.takeovers["handed over"] += 1
                 continue
             if let_go is False:
                 raise Elsewhere(found.address)
@@ -203,10 +207,8 @@ class Custody:
 
     def _absent(self, session_id: str, ending: Ending | None) -> CellstateError:
         if ending is Ending.EXPIRED:
-            self._counters.lost["expired"] += 1
             return SessionExpired(f"session {session_id} was idle for longer than its time to live")
         if ending is Ending.LOST:
-            self._counters.lost["process"] += 1
             return SessionLost(f"session {session_id} was kept in the memory of a process that ended")
         return SessionNotFound(f"there is no session {session_id}; step 0 opens it")
 
@@ -364,6 +366,8 @@ class Custody:
     async def _save(self, keepings: list[Keeping]) -> None:
         began = self._loop.time()
         await self.store.save(keepings)
+        self._counters.snapshots += len(keepings)
+        self._counters.snapshot_bytes += sum(len(keeping.snapshot.data) for keeping in keepings)
         self._written = _average(self._written, (self._loop.time() - began) / len(keepings))
 
     def in_background(self, work: Awaitable[None]) -> None:
@@ -480,6 +484,12 @@ def told(error: BaseException) -> CellstateError:
     if isinstance(error, StoreError):
         return Unavailable(f"the store is away: {error}", retry_after_s=1)
     return Unavailable(f"{type(error).__name__}: {error}", retry_after_s=1)
+
+
+def reason_of(error: BaseException) -> str:
+    """The same as a label: one of few words."""
+    kinds = {StoreAway: "away", Stale: "stale", Fenced: "fenced", StoreFault: "fault"}
+    return next((word for kind, word in kinds.items() if isinstance(error, kind)), "other")
 
 
 async def _quietly(work: Awaitable[object]) -> None:

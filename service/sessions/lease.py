@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 from service.sessions.stores.protocol import Fenced, Store, StoreAway, StoreError
@@ -17,6 +18,8 @@ log = logging.getLogger("cellstate")
 
 #: Of a lease, after which it is renewed; and after which again when that failed
 RENEW, AGAIN = 1 / 3, 1 / 20
+#: Of a lease: with less of it left, its renewal should have been answered
+LATE = 1 / 3
 #: Seconds that a start waits for a store that is away, and between two looks
 START_S, AWAY_S = 20.0, 1.0
 
@@ -30,12 +33,24 @@ class Lease:
         self._loop = asyncio.get_running_loop()
         self._until = float("-inf")
         self._renewing: asyncio.Task[None] | None = None
+        self.store_answers = True  # the newest time it was asked
+        self.losses: Counter[str] = Counter()  # by reason: expired, fenced
         self.joined = 0  # how often; a session that was claimed before the newest time is not this replica's
 
     @property
     def holds(self) -> bool:
         """Whether nobody else can own this replica's sessions now."""
         return self._loop.time() < self._until or not self._trusted
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds that it holds for if it is not renewed; 0 if it does not."""
+        return max(0.0, self._until - self._loop.time())
+
+    @property
+    def store_up(self) -> bool:
+        """Whether the store answers: it did when it was last asked, and is not late now."""
+        return self.store_answers and self.remaining_s > self._store.lease_s * LATE
 
     def share(self, on_lost: Callable[[], None]) -> Lease:
         """The same, for others who own sessions by it."""
@@ -64,10 +79,13 @@ class Lease:
         self._until = asked + self._store.lease_s
 
     async def _renew(self, address: str) -> None:
-        lease_s, joined, wait = self._store.lease_s, True, RENEW
+        lease_s, joined, wait, held = self._store.lease_s, True, RENEW, True
         while True:
             await asyncio.sleep(wait * lease_s)
             asked = self._loop.time()
+            if held and not self.remaining_s and self._until > float("-inf"):  # else it was refused
+                held = False
+                self.losses["expired"] += 1
             try:
                 if joined:
                     await self._store.renew()
@@ -75,15 +93,20 @@ class Lease:
                 else:
                     await self._join(address)
                     joined = True
-                wait = RENEW
+                wait, held, self.store_answers = RENEW, True, True
             except Fenced:
+                self.store_answers = True
                 if not self._trusted:
                     continue
+                if joined:
+                    self.losses["fenced"] += 1
+                held = False
                 log.warning("the lease ran out and another replica took over; joining again")
                 self._until, joined, wait = float("-inf"), False, 0.0
                 for on_lost in self._on_lost:
                     on_lost()
             except Exception as error:  # noqa: BLE001  a replica that gives up renewing is of no use any more
+                self.store_answers = False
                 log.warning("the lease could not be renewed: %s: %s", type(error).__name__, error)
                 wait = AGAIN
 

@@ -26,6 +26,7 @@ from service.errors import (
     StepConflict,
     Stopping,
     Unavailable,
+    VersionConflict,
 )
 from service.sessions.actions import Actions
 from service.sessions.counters import Counters
@@ -89,10 +90,16 @@ class SessionManager:
         """An id that nobody has."""
         return self._register.new_id()
 
+    @property
+    def in_flight(self) -> int:
+        """Requests accepted and not answered."""
+        return self._in_flight
+
     def places(self) -> dict[str, int]:
         """Open sessions, by the place of their state."""
         device, host, store = self.engine.resident, self.engine.on_host, self.engine.host.stored
-        return {"device": device, "host": host, "store": store, "fresh": len(self) - device - host - store}
+        fresh = max(0, len(self) - device - host - store)  # a fork's state may be here before its session
+        return {"device": device, "host": host, "store": store, "fresh": fresh}
 
     def expires_in(self, session: Session) -> float:
         """Seconds until a session ends if nothing comes before."""
@@ -423,6 +430,7 @@ class SessionManager:
         if tick.batch:
             counters.tick_seconds.observe(tick.seconds)
             counters.batch_size.observe(tick.batch)
+            counters.engine_steps += tick.steps
         finished: list[Finished] = []
         for job in ended:
             ticket = self._tickets.pop(job, None)
@@ -439,6 +447,7 @@ class SessionManager:
                     continue
                 if ticket.session is None:
                     self.engine.commit(job)
+                    counters.predicted += len(ticket.command.steps)
                     self._finish(ticket, reply)
                 else:
                     finished.append((ticket, job, reply))
@@ -480,6 +489,8 @@ class SessionManager:
     ) -> None:
         error = None if pending is None else failure_of(pending)
         self.counters.commit_seconds.observe(self.engine.clock() - started)
+        if error is not None:
+            self.counters.commit_failures["other"] += 1
         now = self._register.clock()
         for (ticket, job, reply), record in zip(finished, records, strict=True):
             session = ticket.session
@@ -511,9 +522,18 @@ class SessionManager:
     def _finish(self, ticket: Ticket, result: Any = None, error: BaseException | None = None) -> None:
         """The one place where an accepted request ends."""
         self._in_flight -= 1
+        if error is not None:
+            self._count(ticket, error)
         ticket.settle(result, error)
         if self.draining and not self._in_flight:
             self._quiet.set()
+
+    def _count(self, ticket: Ticket, error: BaseException) -> None:
+        """Of the ways to fail, those that are not counted where they are found."""
+        if isinstance(error, StepConflict) and ticket.command is None:
+            self.counters.conflicts["history"] += 1
+        elif isinstance(error, VersionConflict):
+            self.counters.conflicts["version"] += 1
 
     def _unopen(self, session: Session) -> None:
         """Takes back a session that a step opened and that never moved."""

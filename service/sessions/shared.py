@@ -25,10 +25,13 @@ from service.errors import (
     Moving,
     NoCapacity,
     QuotaExceeded,
+    SessionDamaged,
     SessionExists,
+    SessionExpired,
+    SessionLost,
     SessionNotFound,
 )
-from service.sessions.custody import INSIST, TOGETHER, Custody, States, Upkeep, pack, told
+from service.sessions.custody import INSIST, TOGETHER, Custody, States, Upkeep, pack, reason_of, told
 from service.sessions.inputs import InputReader
 from service.sessions.jobs import check_horizon
 from service.sessions.manager import Finished, SessionManager
@@ -311,6 +314,7 @@ class SharedManager(SessionManager):
             return
         session.newly, session.current = image.opened, None
         self.counters.opened += image.opened
+        self.counters.claimed += not image.opened
         self._register.settle(session)
         self._residence.tidy_soon()
         self._advance(session)
@@ -398,8 +402,17 @@ class SharedManager(SessionManager):
         # Where the store has it now is not known; what is in memory alone is where it was
         unknown = isinstance(error, StoreAway) and session.durability != "none"
         if unknown or isinstance(error, Stale | Fenced):
-            self.counters.dropped[type(error).__name__] += 1
+            self.counters.dropped[reason_of(error)] += 1
             self._unload(session)
+
+    def _count(self, ticket: Ticket, error: BaseException) -> None:
+        super()._count(ticket, error)
+        if isinstance(error, SessionExpired):
+            self.counters.lost["expired"] += 1
+        elif isinstance(error, SessionLost):
+            self.counters.lost["process"] += 1
+        elif isinstance(error, SessionDamaged):
+            self.counters.lost["damaged"] += 1
 
     # How: commits
 
@@ -491,7 +504,7 @@ class SharedManager(SessionManager):
         else nobody here knows where they are."""
         if isinstance(error, Fenced):
             self.custody.lease.lost()
-        self.counters.dropped[type(error).__name__] += len(kept)
+        self.counters.commit_failures[reason_of(error)] += 1
         for ticket, job, _ in kept:
             self.engine.abort(job)
             session, why = _session(ticket), told(error)
@@ -503,6 +516,7 @@ class SharedManager(SessionManager):
             if isinstance(error, Stale) and error.sessions and session.id not in error.sessions:
                 self._advance(session)  # another one's step spoilt the commit
             else:
+                self.counters.dropped[reason_of(error)] += 1
                 self._unload(session)
 
     def _on_lost(self) -> None:

@@ -45,6 +45,8 @@ OTHER_ROUTES = {
     "health",
     "readiness",
     "metrics",
+    "metricsTargets",
+    "metricsOfProcess",
     "openapi",
     "docs",
 }

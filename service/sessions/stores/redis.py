@@ -182,7 +182,8 @@ class RedisStore:
         return await self._image(session_id, reply)
 
     async def _image(self, session_id: str, reply: list[Any]) -> Image:
-        epoch, next_step, durability, idle_ms, ttl, version, digest, opened, at, data, low, high, page = reply
+        *about, at, data, low, high, page, taken = reply
+        epoch, next_step, durability, idle_ms, ttl, version, digest, opened = about
         try:
             image = Image(
                 session_id=session_id,
@@ -195,6 +196,7 @@ class RedisStore:
                 idle_s=max(0.0, idle_ms / 1000),
                 next_step=int(next_step),
                 snapshot=Saved(int(at), data) if at else None,
+                taken=bool(taken),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise self._damaged(session_id, f"a field is missing or wrong: {error}") from error
