@@ -49,7 +49,9 @@ def counters(before: Exposition, after: Exposition, model: str, tally: Counter[s
             found = grew("cellstate_requests_total", route=route, status=status)
             if found or status.startswith("2"):  # the door's own refusals never reach the service
                 unknown = tally[f"unknown {route}"]
-                checks.append(_between(f"{status} at {route.removeprefix('/v1/models')}", found, count, unknown))
+                checks.append(
+                    _between(f"{status} at {route.removeprefix('/v1/models')}", found, count, unknown)
+                )
     return checks
 
 

@@ -70,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
     for scenario in STANDING.values():
         one = commands.add_parser(scenario.name, help=scenario.about, description=scenario.about)
         _add(one, scenario)
-    every = commands.add_parser("all", help=f"{', '.join(ALL)}, one after the other, each with a service of its own")
+    every = commands.add_parser(
+        "all", help=f"{', '.join(ALL)}, one after the other, each with a service of its own"
+    )
     _add(every, None)
     every.add_argument("--soak-minutes", type=float, default=0, help="and a soak that long (default: none)")
     report = commands.add_parser("report", help="an HTML page of one run or several, side by side")
@@ -86,7 +88,9 @@ def _add(one: argparse.ArgumentParser, scenario: Scenario | None) -> None:
         return f"(default: {default.get(name, otherwise)})"
 
     own = "each its own"
-    rate_default = "half of what a closed loop reaches" if default.get("rate") == 0 else default.get("rate", own)
+    rate_default = (
+        "half of what a closed loop reaches" if default.get("rate") == 0 else default.get("rate", own)
+    )
     one.add_argument("--url", help="the service, on this machine; without it one is started, and stopped")
     if scenario:
         one.add_argument("--rate", type=float, help=f"{scenario.unit} a second (default: {rate_default})")
@@ -159,9 +163,12 @@ def _options(scenario: Scenario, args: argparse.Namespace) -> Options:
             if hasattr(args, name)
         },
     )
+    options.schedule(scenario)  # a trace that can't be read is told before anything is started
     limits.check_requests(options.rate * (scenario.burst.factor if scenario.burst else 1), options.seconds)
     if scenario.traffic in ("bulk", "mixed") and options.sessions < options.bulk * options.senders:
-        raise ValueError(f"--sessions {options.sessions}: at least --bulk × --senders, {options.bulk * options.senders}")
+        raise ValueError(
+            f"--sessions {options.sessions}: at least --bulk × --senders, {options.bulk * options.senders}"
+        )
     if scenario.traffic != "churn" and options.sessions < options.senders:
         raise ValueError(f"--sessions {options.sessions}: at least --senders, {options.senders}")
     return options

@@ -28,7 +28,7 @@ def check(url: str) -> str:
     foreign = [address for address in addresses if not is_local(address)]
     if foreign:
         raise Foreign(
-            f"{url} is not on this machine ({', '.join(foreign)}); a load test of another's would be an attack"
+            f"{url} is not on this machine ({', '.join(foreign)}); load for another's would be an attack"
         )
     return url.rstrip("/")
 

@@ -1,4 +1,4 @@
-"""Most that a load test does, whatever is asked for: a slip of the keyboard must not fill a machine for a day."""
+"""Most that a load test does, whatever is asked for: a slip must not fill a machine for a day."""
 
 from __future__ import annotations
 

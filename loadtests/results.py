@@ -41,7 +41,7 @@ def doubts(driven: Driven) -> list[str]:
     """Why a phase is not to be believed: the sender, not the service, was measured."""
     found = []
     lag, latency = driven.recorder.lag.quantile(0.99), driven.recorder.latency().quantile(0.99)
-    if lag > MOST_LAG_S or (lag > LAG_S and lag > LAG_SHARE * latency):
+    if lag > MOST_LAG_S or (lag > LAG_S and lag > LAG_SHARE * latency > 0):
         found.append(
             f"the sender began {1e3 * lag:.1f} ms late (99th percentile), where the latency's is"
             f" {1e3 * latency:.1f} ms: lower --rate, or more --senders on more cores"
@@ -101,8 +101,8 @@ def series(recorder: Recorder) -> list[dict[str, Any]]:
             found.append({"t": number, "scheduled": 0, "ok": 0, "steps": 0, "errors": 0})
             continue
         p50, p99, most = (round(1e3 * v, 4) for v in second.latency.quantiles([0.5, 0.99, 1]))
-        counts = {"scheduled": second.scheduled, "ok": second.ok, "steps": second.steps}
-        times = {"p50_ms": p50, "p99_ms": p99, "max_ms": most} if second.ok else {}
+        counts: dict[str, Any] = {"scheduled": second.scheduled, "ok": second.ok, "steps": second.steps}
+        times: dict[str, Any] = {"p50_ms": p50, "p99_ms": p99, "max_ms": most} if second.ok else {}
         found.append({"t": number, **counts, "errors": second.errors, **times})
     return found
 

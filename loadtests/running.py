@@ -99,7 +99,9 @@ class Run:
 
     def drive(self, senders: Senders, name: str, schedule: Schedule) -> Driven:
         """A phase, kept; nobody's first requests are measured."""
-        warm = replace(schedule, kind="poisson", seconds=min(WARM_UP_S, schedule.seconds), burst=None, trace="")
+        warm = replace(
+            schedule, kind="poisson", seconds=min(WARM_UP_S, schedule.seconds), burst=None, trace=""
+        )
         self.progress.begin(f"{name}, warming up", warm.seconds)
         senders.drive(warm)
         self.progress.begin(name, schedule.seconds)
@@ -154,7 +156,9 @@ class Run:
 
     def _plan(self) -> Plan:
         options, at = self.options, self.at
-        sessions = max(1, round(options.sessions * ACTIVE)) if self.scenario.name == "idle" else options.sessions
+        sessions = (
+            max(1, round(options.sessions * ACTIVE)) if self.scenario.name == "idle" else options.sessions
+        )
         return Plan(
             traffic=self.scenario.traffic,
             url=at.url,
@@ -247,7 +251,9 @@ def _soak(run: Run, senders: Senders) -> None:
         run.notes.append("too few samples to tell whether anything grows")
     leaks = [each.what for each in run.trends if each.leaks]
     if run.trends:
-        run.checks.append(Check("nothing grows without end", not leaks, "nothing", ", ".join(leaks) or "nothing"))
+        run.checks.append(
+            Check("nothing grows without end", not leaks, "nothing", ", ".join(leaks) or "nothing")
+        )
 
 
 def trends(samples: list[dict[str, Any]]) -> list[Trend]:

@@ -63,7 +63,10 @@ def started(settings: Mapping[str, str], *, local: bool, say: Any) -> Iterator[t
         command = [sys.executable, "-m", "service.cli", "serve", *(["--local"] if local else [])]
         command += [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
         log = Path(directory) / "service.log"
-        say(f"starting a service: {'one process' if local else 'Ray'}, store {settings.get('store', 'sqlite:')}")
+        say(
+            f"starting a service: {'one process' if local else 'Ray'},"
+            f" store {settings.get('store', 'sqlite:')}"
+        )
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
@@ -152,7 +155,9 @@ def _look(
         series = [m for m in found if m["task"] == "series" and model in ("", m["name"])]
         if not series:
             raise NoService(f"no series model {model} at {door}")
-        facts = {name: series[0][name] for name in ("name", "version", "digest", "architecture", "parameters")}
+        facts = {
+            name: series[0][name] for name in ("name", "version", "digest", "architecture", "parameters")
+        }
         url = door
         if direct:
             path = f"{door}/v1/models/{facts['name']}/sessions"

@@ -191,10 +191,12 @@ def _check_keys(settings: Settings) -> None:
 
 
 def _serve_local(settings: Settings) -> int:
-    from service import launch
+    from service import launch, logs
 
+    logs.configure(settings.log_level, settings.log_format)
     try:
         launch.check_port(settings)
+        launch.check_traces(settings)
         served = launch.bundles(settings)
     except launch.Refused as error:
         print(f"cellstate: {error}", file=sys.stderr)

@@ -18,6 +18,7 @@ import threading
 import time
 from functools import partial
 from http import HTTPStatus
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -25,7 +26,7 @@ import httpx
 
 from model.bundle import Bundle, find, lineages, load
 from model.errors import BundleError
-from service import certificates, front_door, listener, processes, running, supervisor
+from service import certificates, front_door, listener, log_sink, processes, running, supervisor
 from service.settings import Settings
 
 #: Seconds the front door may take to lead to the models once they are ready.
@@ -72,6 +73,18 @@ def check_port(settings: Settings) -> None:
         listener.bind(settings.host, [settings.port]).close()
     except listener.PortTaken as error:
         raise Refused(f"{error}; choose another by --port or --host") from error
+
+
+def check_traces(settings: Settings) -> None:
+    """Raises Refused when traces are wanted and what sends them is not installed."""
+    if not settings.traces:
+        return
+    try:
+        found = find_spec("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:  # a package above it
+        found = None
+    if found is None:
+        raise Refused("traces: the exporter is not installed; pip install 'cellstate[traces]'")
 
 
 def environment(directory: Path) -> dict[str, str]:
@@ -145,7 +158,9 @@ def main(arguments: list[str]) -> int:
         return 1  # the supervisor died before its death could reach us
     try:
         check_port(settings)
+        check_traces(settings)
         served = bundles(settings)
+        settings = log_sink.shown_here(settings, directory)
         needed = environment(directory)
         certificates.place(settings, directory)
         for name, value in needed.items():
@@ -154,7 +169,7 @@ def main(arguments: list[str]) -> int:
 
         print(f"starting Ray {deployments.RAY_VERSION} and {len(served)} model(s): {', '.join(served)}")
         sys.stdout.flush()
-        deployments.start(directory)
+        deployments.start(directory, settings)
         # Ray installs a handler of its own meanwhile.
         signal.signal(signal.SIGTERM, end_at_once)
         deployments.deploy(settings, paths(served))

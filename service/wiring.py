@@ -8,6 +8,7 @@ import gc
 import logging
 import platform
 import secrets
+import time
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,7 @@ from service.api.openapi import openapi_json
 from service.api.pages import docs_page
 from service.api.peers import Peers
 from service.api.routes import Site
+from service.api.watch import Watch
 from service.asgi import Receive, Scope, Send
 from service.certificates import authorities
 from service.engine.engine import Engine
@@ -71,20 +73,31 @@ class Application:
             openapi=lambda models: openapi_json(self._endpoints.values() if models else ()),
             docs=lambda models: docs_page(self._endpoints.values() if models else ()),
             access=self.access,
+            watch=Watch(settings.slow_ms / 1000 or float("inf"), each=settings.access_log == "on"),
         )
         self.api = Api(site, settings.max_body_bytes, self.requests)
         self.access.on_change = self.api.streams.recheck
 
     @property
     def direct_url(self) -> str:
-        """Where clients can reach this process past the front door; empty if they can't."""
+        """Where this process is reached past the front door: by the other replicas, and by clients, who are
+        told of it unless the setting `direct` is off. Empty if it can't be."""
         return self._direct_url
 
     @direct_url.setter
     def direct_url(self, url: str) -> None:
         self._direct_url = url
         for endpoint in self._endpoints.values():
-            endpoint.direct_url = url
+            endpoint.direct_url = self._told_url
+
+    @property
+    def _told_url(self) -> str:
+        return self._direct_url if self.settings.direct == "on" else ""
+
+    @property
+    def managers(self) -> list[SessionManager]:
+        """Of every version of every model; after `startup`."""
+        return [m for endpoint in self._endpoints.values() for m in endpoint.manager.managers]
 
     @property
     def ready(self) -> bool:
@@ -100,12 +113,12 @@ class Application:
         """Makes the engines, warms them, and begins. Once, on the loop that will serve."""
         if self._started:
             return
-        device = choose_device(self.settings)
+        began, device = time.monotonic(), choose_device(self.settings)
         if device.type == "cpu":
             torch.set_num_threads(self.settings.threads)
         for lineage in self._models:
             endpoint = make_endpoint(self.settings, lineage, device)
-            endpoint.direct_url = self._direct_url
+            endpoint.direct_url = self._told_url
             await endpoint.manager.start(self._direct_url)
             endpoint.manager.limit_namespaces(self.access.session_limit)
             self._endpoints[endpoint.bundle.name] = endpoint
@@ -116,6 +129,8 @@ class Application:
         ]
         self._pulse.start()
         self._exposition = Exposition(sources, self.requests, self._process(device), self.access.counted)
+        if self.settings.traces:
+            self._trace(sources)
         # What is here now stays: the collector need not walk torch and Ray each time sessions pile up. And
         # what a request leaves behind goes by its reference count, so the collector need not look so often.
         gc.collect()
@@ -123,6 +138,32 @@ class Application:
         gc.set_threshold(GC_ALLOCATIONS)
         await self.access.watch()
         self._started = True
+        log.info(
+            "ready",
+            extra={
+                "event": "ready",
+                "versions": [f"{source.model} {source.version}" for source in sources],
+                "device": str(device),
+                "precision": self.settings.precision,
+                "store": self.settings.store.partition(":")[0],
+                "url": self._direct_url,
+                "seconds": round(time.monotonic() - began, 3),
+            },
+        )
+
+    def _trace(self, sources: Sequence[Source]) -> None:
+        """Raises SettingError if that can't be done here."""
+        from service.tracing import open_tracer  # a sixth of a second that most can do without
+
+        self.api.site.watch.tracer = open_tracer(
+            self.settings.traces,
+            self.settings.trace_ratio,
+            service__name="cellstate",
+            service__instance__id=self.replica,
+            cellstate__versions=", ".join(f"{source.model} {source.version}" for source in sources),
+        )
+        for source in sources:
+            source.manager.traced = True
 
     async def shutdown(self) -> None:
         """Takes no new work, lets running requests end (`drain_s`), closes streams and engines."""
@@ -132,10 +173,14 @@ class Application:
 
     async def _stop(self) -> None:
         self.access.close()
+        began = time.monotonic()
         managers = [endpoint.manager for endpoint in self._endpoints.values()]
+        streams = {"event": "drain", "streams": len(self.api.streams)}
+        log.info("draining: running requests may end", extra=streams)
         drained = await asyncio.gather(*(m.drain(self.settings.drain_s) for m in managers))
         if not all(drained):
-            log.warning("requests were still running after %g s", self.settings.drain_s)
+            cut = {"event": "drain_cut", "seconds": self.settings.drain_s}
+            log.warning("requests were still running after %g s", self.settings.drain_s, extra=cut)
         await asyncio.gather(*(manager.leave() for manager in managers))
         for manager in managers:
             manager.close()
@@ -149,6 +194,10 @@ class Application:
             if endpoint.peers is not None:
                 await endpoint.peers.close()
         self._pulse.stop()
+        tracer = self.api.site.watch.tracer
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
+        log.info("stopped", extra={"event": "stopped", "seconds": round(time.monotonic() - began, 3)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -215,7 +264,8 @@ def make_endpoint(settings: Settings, lineage: Lineage, device: torch.device) ->
     newest, older = lineage[0], lineage[1:]
     if settings.store == "memory:" or settings.upgrade != "pin":
         for bundle in older:
-            log.info("%s: no session stays on version %s, it is not loaded", bundle.name, bundle.version)
+            about = {"event": "version_left_out", "model": bundle.name, "version": bundle.version}
+            log.info("no session stays on an older version: it is not loaded", extra=about)
         older = ()
     engine = make_engine(settings, newest, device)
     if settings.store == "memory:":

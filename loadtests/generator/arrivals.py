@@ -41,8 +41,8 @@ class Burst:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What a run sends: `rate` requests a second for `seconds`, at random (poisson) or evenly (uniform), or as
-    recorded in a file. The same seed gives the same arrivals."""
+    """What a run sends: `rate` requests a second for `seconds`, at random (poisson) or evenly (uniform), or
+    as recorded in a file. The same seed gives the same arrivals."""
 
     rate: float
     seconds: float
@@ -101,8 +101,16 @@ def _arrival(path: Path, number: int, line: str) -> Arrival:
     try:
         fields = json.loads(line)
         at, steps = fields["at"], fields.get("steps", 1)
-        if isinstance(at, int | float) and math.isfinite(at) and at >= 0 and type(steps) is int and steps >= 1:
+        if (
+            isinstance(at, int | float)
+            and math.isfinite(at)
+            and at >= 0
+            and type(steps) is int
+            and steps >= 1
+        ):
             return Arrival(float(at), steps)
     except (ValueError, TypeError, KeyError, AttributeError):
         pass
-    raise TraceError(f'{path}: line {number} must be {{"at": seconds from 0, "steps": 1 or more}}: {line[:80]}')
+    raise TraceError(
+        f'{path}: line {number} must be {{"at": seconds from 0, "steps": 1 or more}}: {line[:80]}'
+    )

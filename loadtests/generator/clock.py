@@ -1,7 +1,7 @@
 """An event loop whose timers are exact to some microseconds.
 
-asyncio's waits for its sockets with epoll, whose timeout is in whole milliseconds: a request would be sent up to
-one late, which is as long as a step takes.
+asyncio's waits for its sockets with epoll, whose timeout is in whole milliseconds: a request would be sent up
+to one late, which is as long as a step takes.
 """
 
 from __future__ import annotations

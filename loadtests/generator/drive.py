@@ -1,7 +1,7 @@
 """The open loop: requests go out when they are due, whether or not earlier ones were answered.
 
-A closed loop waits for a reply before it sends on: while the service stalls it sends nothing, and the stall is
-one slow request among many (coordinated omission). Here all that was due meanwhile counts, from its time.
+A closed loop waits for a reply before it sends on: while the service stalls it sends nothing, and the stall
+is one slow request among many (coordinated omission). Here all that was due meanwhile counts, from its time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 from loadtests.generator.arrivals import Arrival
-from loadtests.generator.clock import clock
 from loadtests.generator.recorder import Recorder
 
 #: Sends what is due: the arrival and its intended time on the clock; records what became of it itself
@@ -26,6 +25,7 @@ async def drive(
 ) -> None:
     """Returns when all have ended; what has not `give_up_s` behind the last arrival is cancelled and counted
     as `no_reply`. An exception of `perform` is the program's own mistake and is raised."""
+    clock = asyncio.get_running_loop().time
     running: set[asyncio.Task[None]] = set()
     failed: list[BaseException] = []
 

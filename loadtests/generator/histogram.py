@@ -1,8 +1,8 @@
 """A histogram of positive values whose quantiles are within a stated relative error, however they are spread.
 
-Buckets grow by a constant factor (DDSketch: Masson, Rim, Lee, VLDB 2019), so microseconds and minutes have the
-same relative error, and histograms of several processes are merged by adding counts. Only buckets that hold
-something are kept: one of a second's latencies is some dozens of numbers, in JSON too.
+Buckets grow by a constant factor (DDSketch: Masson, Rim, Lee, VLDB 2019), so microseconds and minutes have
+the same relative error, and histograms of several processes are merged by adding counts. Only buckets that
+hold something are kept: one of a second's latencies is some dozens of numbers, in JSON too.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Lanes:
             self._all.append(httpx.AsyncHTTPTransport(verify=self._tls, limits=one, trust_env=False))
             return self._all[-1]
         self.held += 1
-        turn = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[httpx.AsyncHTTPTransport] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
             return await turn

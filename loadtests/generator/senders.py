@@ -114,7 +114,7 @@ class Senders:
         return Driven(whole, max(busy for _, busy in results))
 
     def closed(self, together: int, seconds: float) -> float:
-        """What a closed loop reaches: so many at a time, each its next one when the last is done. A second."""
+        """What a closed loop reaches: so many at a time, each its next when the last is done. A second."""
         parts = len(self._pipes)
         orders = [(len(range(part, together, parts)), seconds) for part in range(parts)]
         results: list[tuple[Recorder, int]] = self._all("closed", orders, seconds + GIVE_UP_S + HAND_IN_S)
@@ -152,8 +152,8 @@ class Senders:
             ready = wait(open_ones, max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise SenderFailed(f"a sender did not end `{what}` within {limit_s:.0f} s")
-            for pipe in ready:
-                part = self._pipes.index(pipe)  # type: ignore[arg-type]
+            for found in ready:
+                part = next(n for n, each in enumerate(self._pipes) if each is found)
                 try:
                     kind, content = self._pipes[part].recv()
                 except EOFError:
@@ -237,6 +237,7 @@ async def _tell(recorder: Recorder, pipe: Connection[Any, Any]) -> None:
 
 async def _closed(traffic: Traffic, together: int, seconds: float) -> int:
     until, count = clock() + seconds, 0
+
     async def one() -> None:
         nonlocal count
         while clock() < until:

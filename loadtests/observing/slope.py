@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist, fmean
 
 #: Samples next to each other are alike; the means of so many blocks are nearly independent
@@ -44,8 +45,8 @@ def fit(times: Sequence[float], values: Sequence[float], confidence: float = 0.9
         raise ValueError("a line needs 4 samples")
     count = min(BLOCKS, len(times))
     edges = [len(times) * n // count for n in range(count + 1)]
-    t = [fmean(times[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
-    v = [fmean(values[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    t = [fmean(times[a:b]) for a, b in pairwise(edges)]
+    v = [fmean(values[a:b]) for a, b in pairwise(edges)]
     t_mean, v_mean = fmean(t), fmean(v)
     spread = sum((x - t_mean) ** 2 for x in t)
     if spread == 0:
@@ -60,17 +61,23 @@ def student(confidence: float, freedom: int) -> float:
     """The two-sided quantile of Student's t: Cornish-Fisher's expansion (Abramowitz and Stegun 26.7.5)."""
     z, n = NormalDist().inv_cdf((1 + confidence) / 2), freedom
     if n <= 2:
-        return {1: math.tan(math.pi * confidence / 2), 2: confidence * math.sqrt(2 / (1 - confidence**2))}[n]
+        exact: dict[int, float] = {
+            1: math.tan(math.pi * confidence / 2),
+            2: confidence * math.sqrt(2 / (1 - confidence**2)),
+        }
+        return exact[n]
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return z + sum(term / n**power for power, term in enumerate(terms, 1))
+    return z + math.fsum(term / n**power for power, term in enumerate(terms, 1))
 
 
-def trend(what: str, unit: str, times: Sequence[float], values: Sequence[float], least: float) -> Trend | None:
+def trend(
+    what: str, unit: str, times: Sequence[float], values: Sequence[float], least: float
+) -> Trend | None:
     """None if there are too few samples. least: growth over the whole time that counts as nothing."""
     first = next((n for n, t in enumerate(times) if t >= times[0] + WARM_UP * (times[-1] - times[0])), 0)
     times, values = times[first:], values[first:]

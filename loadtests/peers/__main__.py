@@ -36,7 +36,9 @@ def main() -> int:
         return 1
     processes.adopt_orphans()  # whatever a rival leaves behind is ended with us
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    plan = Plan(args.seconds, args.rounds, args.connections, args.streams, kill=not args.no_kill)
+    plan = Plan(
+        args.seconds, args.rounds, args.minutes, args.connections, args.streams, kill=not args.no_kill
+    )
     before = load()
     try:
         # A short path: Ray's and HAProxy's sockets lie below it.
@@ -61,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("action", nargs="?", choices=["run", "setup"], default="run")
     parser.add_argument("--seconds", type=int, default=3, choices=range(1, 61), metavar="1-60", help="a cell")
     parser.add_argument("--rounds", type=int, default=2, help="orders alternate (default: 2)")
+    parser.add_argument("--minutes", type=float, default=11, help="no second round goes beyond (default: 11)")
     parser.add_argument("--connections", type=_counts, default=[1, 8, 64, 256], help="default: 1,8,64,256")
     parser.add_argument("--streams", type=_counts, default=[1, 8, 32], help="default: 1,8,32")
     parser.add_argument(
@@ -98,11 +101,8 @@ def show(results: Results, plan: Plan, before: list[float]) -> None:
     )
     ours = ", ".join(f"{name} {version(name)}" for name in ("cellstate", "torch", "ray", "uvicorn"))
     rivals = ", ".join(f"{name} {Environment(where).version(name)}" for where, name in PACKAGES)
-    print(f"Python {platform.python_version()}; {ours}; rivals: {rivals}, Triton {_triton()}, {_redis()}")
-
-
-def _triton() -> str:
-    return "2.51.0"
+    triton = results.versions.get("Triton") or "absent"
+    print(f"Python {platform.python_version()}; {ours}; rivals: {rivals}, Triton {triton}, {_redis()}")
 
 
 def _redis() -> str:

@@ -61,8 +61,8 @@ class Form:
 def parse_wrk(printed: str) -> Cell:
     """What `wrk --latency` printed. Raises Failed when that is not a whole result."""
     rate = re.search(r"^Requests/sec:\s+([\d.]+)", printed, re.MULTILINE)
-    p50, p99 = (re.search(rf"^\s+{p}%\s+([\d.]+)(us|ms|s|m|h)$", printed, re.MULTILINE) for p in (50, 99))
-    if not (rate and p50 and p99):
+    p50, p99 = (re.search(rf"^\s+{p}%\s+([\d.]+)(us|ms|s|m|h)\s*$", printed, re.MULTILINE) for p in (50, 99))
+    if not (rate and p50 and p99 and float(rate[1])):
         raise Failed(f"wrk: {printed.strip() or 'printed nothing'}")
     bad = re.search(r"Non-2xx or 3xx responses: (\d+)", printed)
     socket = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", printed)

@@ -6,6 +6,7 @@ import json
 import secrets
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ WARM_S = 1
 class Plan:
     seconds: int
     rounds: int
+    minutes: float
     connections: list[int]
     streams: list[int]
     kill: bool = True
@@ -41,6 +43,7 @@ class Results:
     memory_mib: dict[str, float] = field(default_factory=dict)
     distance: dict[str, float] = field(default_factory=dict)
     crashes: list[crash.Outcome] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
     #: What could not be measured, and why
     notes: list[str] = field(default_factory=list)
 
@@ -48,15 +51,23 @@ class Results:
 def measure(servers: list[Server], bundle: Bundle, plan: Plan) -> Results:
     results = Results()
     absent: set[str] = set()
+    took: dict[str, float] = {}
+    end = time.monotonic() + 60 * plan.minutes
     for number in range(plan.rounds):
-        last = number == plan.rounds - 1
         for server in servers if number % 2 == 0 else reversed(servers):
             if server.name in absent:
+                continue
+            began = time.monotonic()
+            if number and began + took[server.name] > end:
+                results.notes.append(
+                    f"{server.name}, round {number + 1}: left out, {plan.minutes:.0f} minutes"
+                )
                 continue
             _say(f"round {number + 1} of {plan.rounds}: {server.name}")
             try:
                 server.start()
-                _one(server, bundle, plan, results, last)
+                results.versions[server.name] = server.version
+                _one(server, bundle, plan, results, kill=plan.kill and number == 0)
             except Absent as reason:
                 absent.add(server.name)
                 results.notes.append(f"{server.name}: absent. {reason}")
@@ -64,11 +75,12 @@ def measure(servers: list[Server], bundle: Bundle, plan: Plan) -> Results:
                 results.notes.append(f"{server.name}, round {number + 1}: {reason}")
             finally:
                 server.stop()
+                took[server.name] = time.monotonic() - began
     return results
 
 
-def _one(server: Server, bundle: Bundle, plan: Plan, results: Results, last: bool) -> None:
-    """One server in one round: the same model? its cells; in the last round its end."""
+def _one(server: Server, bundle: Bundle, plan: Plan, results: Results, kill: bool) -> None:
+    """One server in one round: the same model? its cells; kill: its end and what is left."""
     for way, url in server.ways.items():
         worst = max(session.worst for session in crash.check(server, url, bundle, new_prefix()))
         results.distance[way] = max(worst, results.distance.get(way, 0.0))
@@ -84,7 +96,7 @@ def _one(server: Server, bundle: Bundle, plan: Plan, results: Results, last: boo
             _say(f"  {way}, {count}: {cell.rate:,.0f}/s, p50 {cell.p50_ms:.2f} ms, {cell.errors} errors")
     _streams(server, plan, results)
     results.memory_mib[server.name] = server.memory_mib()
-    if last and plan.kill:
+    if kill:
         way, url = next(iter(server.ways.items()))
         outcome = crash.killed(server, way, crash.check(server, url, bundle, new_prefix()))
         results.crashes.append(outcome)

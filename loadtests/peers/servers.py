@@ -23,7 +23,7 @@ from loadtests.chaos.tree import below, kill_all, send
 from loadtests.peers.environments import HERE, Environment, triton_server
 from loadtests.peers.load import Failed, Form
 
-START_S = 90.0
+START_S = 120.0
 APPS = HERE / "apps"
 PLAIN = Form("/step", '{"session_id":"{id}","inputs":[[{x}]]}')
 INFER = '{"parameters":{%s},"inputs":[{"name":"x","shape":[1,8],"datatype":"FP32","data":[{x}]}]}'
@@ -56,6 +56,8 @@ class Server:
     #: host:port of its streams; "" without
     streams: str = ""
     process: subprocess.Popen[bytes] | None = None
+    #: What it says that it is, where its packages do not
+    version: str = ""
 
     def command(self) -> list[str]:
         """What starts it; sets `ways` and may set `environment`. Raises Absent."""
@@ -138,6 +140,9 @@ class Triton(Server):
     @property
     def ready(self) -> str:
         return f"{self.ways['Triton, HTTP']}/v2/health/ready"
+
+    def started(self) -> None:
+        self.version = str(json.loads(get(f"{self.ways['Triton, HTTP']}/v2"))["version"])
 
 
 class Uvicorn(Server):
@@ -253,7 +258,7 @@ class Cellstate(Server):
 
     def started(self) -> None:
         door = self.ways[f"{self.name}, door"]
-        opened = json.loads(post(f"{door}/v1/models/lstm/sessions", "{}")[1])
+        opened = json.loads(post(f"{door}/v1/models/lstm/sessions", "{}"))
         self.ways[f"{self.name}, own port"] = str(opened["direct_url"])
         self.streams = urlsplit(str(opened["direct_url"])).netloc
 
@@ -263,22 +268,35 @@ class CellstateSqlite(Cellstate):
 
 
 def answers(url: str) -> bool:
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=5)
-        with contextlib.closing(connection):
-            connection.request("GET", urlsplit(url).path)
-            return connection.getresponse().status < http.client.BAD_REQUEST
+    with contextlib.suppress(OSError):
+        get(url)
+        return True
     return False
 
 
-def post(url: str, body: str) -> tuple[int, bytes]:
-    """Status and body of the reply. Raises OSError or HTTPException."""
+def get(url: str) -> bytes:
+    """Body of the reply. Raises OSError unless it is a good one."""
+    return _ask("GET", url, None)
+
+
+def post(url: str, body: str) -> bytes:
+    """The same of a POST."""
+    return _ask("POST", url, body)
+
+
+def _ask(method: str, url: str, body: str | None) -> bytes:
     split = urlsplit(url)
     connection = http.client.HTTPConnection(split.netloc, timeout=30)
     with contextlib.closing(connection):
-        connection.request("POST", split.path, body, {"content-type": "application/json"})
-        reply = connection.getresponse()
-        return reply.status, reply.read()
+        try:
+            connection.request(method, split.path, body, {"content-type": "application/json"})
+            reply = connection.getresponse()
+            text = reply.read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{url}: {error!r}") from error
+        if reply.status >= http.client.BAD_REQUEST:
+            raise ConnectionError(f"{url}: {reply.status} {text[:200]!r}")
+        return text
 
 
 def pss_mib(pid: int) -> float:

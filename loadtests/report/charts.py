@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: axes with units, ticks that are round numbers, and a legend that covers nothing."""
+"""Line charts as inline SVG: axes with units, ticks that are round numbers, a legend that covers nothing."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ def logarithmic(label: str, values: Sequence[float]) -> Axis:
     if len(inside) > 9:
         inside = [m for m in inside if f"{m:e}".startswith("1.")] if len(inside) > 12 else inside[::2]
     a, b = math.log(low), math.log(high)
-    return Axis(
-        label, [(m, number(m)) for m in inside], lambda v: (math.log(max(v, low)) - a) / (b - a)
-    )
+    return Axis(label, [(m, number(m)) for m in inside], lambda v: (math.log(max(v, low)) - a) / (b - a))
 
 
 def percentiles(label: str, most: float) -> Axis:
@@ -78,9 +76,7 @@ def chart(title: str, lines: Sequence[Line], x: Axis, y: Axis) -> str:
         return ""
     body = [_grid(x, y)] + [_path(line, x, y) for line in lines]
     label = escape(f"{title}: {y.label} over {x.label}")
-    svg = (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">' + "".join(body) + "</svg>"
-    )
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">' + "".join(body) + "</svg>"
     return f"<figure><figcaption>{escape(title)}</figcaption>{svg}{_legend(lines)}</figure>"
 
 
@@ -131,18 +127,20 @@ def _path(line: Line, x: Axis, y: Axis) -> str:
     kind = f"c{line.colour % COLOURS}" + (" dashed" if line.dashed else "")
     title = f"<title>{escape(line.name)}</title>"
     if len(where) == 1:
-        return f'<circle class="{kind}" cx="{where[0][0]:.1f}" cy="{where[0][1]:.1f}" r="2.5">{title}</circle>'
+        return (
+            f'<circle class="{kind}" cx="{where[0][0]:.1f}" cy="{where[0][1]:.1f}" r="2.5">{title}</circle>'
+        )
     drawn = " ".join(f"{a:.1f},{b:.1f}" for a, b in where)
     return f'<polyline class="{kind}" points="{drawn}">{title}</polyline>'
 
 
 def _legend(lines: Sequence[Line]) -> str:
-    items = "".join(
-        f'<span><svg viewBox="0 0 22 8"><line class="c{line.colour % COLOURS}{" dashed" if line.dashed else ""}"'
-        f' x1="1" x2="21" y1="4" y2="4"/></svg>{escape(line.name)}</span>'
-        for line in lines
-    )
-    return f'<div class="legend">{items}</div>'
+    items = []
+    for line in lines:
+        kind = f"c{line.colour % COLOURS}" + (" dashed" if line.dashed else "")
+        stroke = f'<svg viewBox="0 0 22 8"><line class="{kind}" x1="1" x2="21" y1="4" y2="4"/></svg>'
+        items.append(f"<span>{stroke}{escape(line.name)}</span>")
+    return f'<div class="legend">{"".join(items)}</div>'
 
 
 def _x(place: float) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-HEAD = f"{'scenario':<34}{'answered/s':>11}{'steps/s':>10}{'p50 ms':>9}{'p99 ms':>9}{'max ms':>10}{'errors':>8}"
+HEAD = (
+    f"{'scenario':<34}{'answered/s':>11}{'steps/s':>10}{'p50 ms':>9}{'p99 ms':>9}{'max ms':>10}{'errors':>8}"
+)
 
 
 def summary(results: Sequence[dict[str, Any]]) -> str:
@@ -21,11 +23,11 @@ def summary(results: Sequence[dict[str, Any]]) -> str:
                 f"{sum(phase['errors'].values()):>8,}{'' if not phase['doubts'] else '  not valid'}"
             )
     for result in results:
-        for check in result["checks"]:
-            if not check["ok"]:
-                lines.append(
-                    f"FAILED {result['scenario']}: {check['what']}: {check['found']}, expected {check['expected']}"
-                )
+        failed = (check for check in result["checks"] if not check["ok"])
+        lines += [
+            f"FAILED {result['scenario']}: {each['what']}: {each['found']}, expected {each['expected']}"
+            for each in failed
+        ]
         lines += [f"FAILED {result['scenario']}: {code}: {n}" for code, n in result["errors"].items()]
         lines += [f"NOT VALID {result['scenario']}: {doubt}" for doubt in result["doubts"]]
         lines += [f"{result['scenario']}: {note}" for note in result["notes"]]

@@ -22,7 +22,12 @@ PHASE = (
     ("sender late, p99 ms", "sender.lag.p99_ms"),
     ("sender busy", "sender.busy"),
 )
-KIND = (("answered", "ok"), ("p50 ms", "latency.p50_ms"), ("p99 ms", "latency.p99_ms"), ("max ms", "latency.max_ms"))
+KIND = (
+    ("answered", "ok"),
+    ("p50 ms", "latency.p50_ms"),
+    ("p99 ms", "latency.p99_ms"),
+    ("max ms", "latency.max_ms"),
+)
 
 
 def page(results: Sequence[dict[str, Any]]) -> str:
@@ -37,7 +42,8 @@ def page(results: Sequence[dict[str, Any]]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f"<h1>{escape(title)}</h1>{_what(results[0])}{_overview(results, names)}{sections}</main></body></html>\n"
+        f"<h1>{escape(title)}</h1>{_what(results[0])}{_overview(results, names)}{sections}"
+        "</main></body></html>\n"
     )
 
 
@@ -160,7 +166,7 @@ def _trends(results: Sequence[dict[str, Any]], index: int) -> str:
         rows.append(
             f"<tr{bad}><th>{escape(each['what'])}</th><td>{number(each['line']['mean'] / scale)} {unit}</td>"
             f"<td>{per_hour[0]:+.3g} {unit}</td><td>{per_hour[1]:+.3g} to {per_hour[2]:+.3g}</td>"
-            f"<td class=\"words\">{escape(each['says'])}</td></tr>"
+            f'<td class="words">{escape(each["says"])}</td></tr>'
         )
     head = "<th>over the run</th><th>mean</th><th>an hour</th><th>95 % sure within</th><th>so it</th>"
     return _table(head, rows) if rows else ""
@@ -168,7 +174,7 @@ def _trends(results: Sequence[dict[str, Any]], index: int) -> str:
 
 def _details(result: dict[str, Any]) -> str:
     rows = [
-        f"<tr><th>{escape(str(name))}</th><td class=\"words\">{escape(shown(v))}</td></tr>"
+        f'<tr><th>{escape(str(name))}</th><td class="words">{escape(shown(v))}</td></tr>'
         for name, v in (*result["options"].items(), *result["service"].items(), *result["machine"].items())
     ]
     return f"<details><summary>what was asked, of what, on what</summary>{_table('', rows)}</details>"

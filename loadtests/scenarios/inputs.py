@@ -1,4 +1,4 @@
-"""The inputs of the sessions: known from a session's number and the step, so that any reply can be checked."""
+"""The inputs of the sessions: known from its number and the step, so that any reply can be checked."""
 
 from __future__ import annotations
 
@@ -28,4 +28,6 @@ def text(width: int, session: int, first: int, count: int) -> str:
     _, written = table(width)
     if count == 1:
         return f"[{written[(31 * session + first) % ROWS]}]"
-    return "[" + ",".join([written[(31 * session + step) % ROWS] for step in range(first, first + count)]) + "]"
+    return (
+        "[" + ",".join([written[(31 * session + step) % ROWS] for step in range(first, first + count)]) + "]"
+    )

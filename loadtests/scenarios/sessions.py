@@ -11,7 +11,8 @@ from typing import Any
 
 @dataclass(slots=True)
 class Session:
-    """number: its inputs follow from it. opened: the service has it. last: a sampled one's last step and the outputs after it."""
+    """number: its inputs follow from it. opened: the service has it. last: of a sampled one, the last step
+    and the outputs after it."""
 
     number: int
     id: str
@@ -50,7 +51,7 @@ class Pool:
             idle[place], idle[-1] = idle[-1], idle[place]
             return idle.pop()
         self.held += 1
-        turn = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[Session] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
             return await turn

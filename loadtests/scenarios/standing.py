@@ -55,8 +55,10 @@ STANDING = {
             "burst", "five times the rate for a second of every five", "steps", 120, 1024,
             burst=Burst(5.0, 5.0, 1.0),
         ),
-        Scenario("soak", "churn at half of what is reached; does anything grow?", "churn", 0.0, seconds=1800.0,
-                 unit="sessions"),
+        Scenario(
+            "soak", "churn at half of what is reached; does anything grow?", "churn", 0.0,
+            seconds=1800.0, unit="sessions",
+        ),
     )
 }  # fmt: skip
 #: What `all` runs; the soak on demand

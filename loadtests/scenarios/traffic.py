@@ -91,7 +91,9 @@ class Traffic:
 
             async def some() -> None:
                 for each in left:
-                    await self.send(SESSION, "DELETE", self.lanes.address(f"{self._path}/sessions/{each}"))
+                    address = self.lanes.address(f"{self._path}/sessions/{each}")
+                    answer = await self.send(SESSION, "DELETE", address)
+                    self.recorder.tally["unknown closed" if answer.code else "closed"] += 1
 
             await asyncio.gather(*(some() for _ in range(16)))
         await self.lanes.close()
@@ -124,9 +126,7 @@ class Traffic:
             self.recorder.tally[f"unknown {route}"] += 1
         return answer
 
-    async def step(
-        self, session: Session, steps: int, kind: str, intended: float, extra: str = ""
-    ) -> bool:
+    async def step(self, session: Session, steps: int, kind: str, intended: float, extra: str = "") -> bool:
         """The session's next steps; recorded. extra: more fields. Whether the session can go on."""
         rows = inputs.text(self.plan.inputs, session.number, session.next_step, steps)
         body = f'{{"step":{session.next_step},"inputs":{rows}{extra}}}'.encode()

@@ -23,6 +23,7 @@ from service.api.guard import ASKER
 from service.api.problems import PROBLEM_TYPE, TABLE, problem_json
 from service.api.targets import OWN, Target, host, targets_json
 from service.asgi import Receive, Scope, Send
+from service.asked import ASKED, Asked
 from service.errors import CellstateError, MethodNotAllowed, NotFound, Unavailable
 from service.sessions.counters import RequestCounters
 
@@ -124,22 +125,29 @@ class Cluster:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
+            self._count("none", HTTPStatus.NOT_FOUND, TABLE[NotFound].code, 0.0)
             await receive()
             await send({"type": "websocket.close", "code": 4404, "reason": "no such path"})
             return
         if scope["type"] != "http":
             return
-        started = time.perf_counter()
+        started, asked = time.perf_counter(), Asked(scope["headers"])
+        ASKED.set(asked)
         reply = await self._answer(scope)
         route = scope["path"] if scope["path"] in self._routes else "none"
-        self.requests.observe("", route, reply.status, time.perf_counter() - started)
-        if reply.code:
-            self.requests.errors["", reply.code] += 1
+        self._count(route, reply.status, reply.code, time.perf_counter() - started)
         headers = {"content-type": reply.content_type, "content-length": str(len(reply.body))}
         headers |= reply.headers or {}
+        if asked.named:
+            headers["x-request-id"] = asked.id
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": reply.status, "headers": raw})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
+
+    def _count(self, route: str, status: int, code: str, seconds: float) -> None:
+        self.requests.observe("", route, status, seconds)
+        if code:
+            self.requests.errors["", code] += 1
 
     async def _answer(self, scope: Scope) -> Reply:
         method, path = scope["method"], scope["path"]

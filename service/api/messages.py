@@ -15,6 +15,7 @@ from service.asgi import Receive, Scope, Send
 from service.errors import BadRequest, CellstateError, TooLarge, UnsupportedMediaType
 
 JSON = "application/json"
+Headers = dict[bytes, bytes]
 B = TypeVar("B", bound=BaseModel)
 
 
@@ -68,10 +69,11 @@ class Request:
         "session_id",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, limit: int, model: str, session_id: str) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, limit: int, model: str, session_id: str, headers: Headers
+    ) -> None:
         self.scope, self._receive, self._limit = scope, receive, limit
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.identity = EVERYBODY
+        self.headers, self.identity = headers, EVERYBODY
         self.method: str = scope["method"]
         self.model, self.session_id = model, session_id
         self._body: bytes | None = None  # once it was read

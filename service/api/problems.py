@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from service.asked import ASKED
 from service.errors import (
     BadRequest,
     CellstateError,
@@ -85,7 +86,7 @@ BY_CODE = {kind.code: kind for kind in TABLE.values()}
 
 
 def problem(error: CellstateError) -> dict[str, Any]:
-    """The problem object of an error."""
+    """The problem object of an error, with the id of the request that is being answered."""
     kind = TABLE[type(error)]
     return {
         "type": f"/docs#{kind.code}",
@@ -94,6 +95,7 @@ def problem(error: CellstateError) -> dict[str, Any]:
         "detail": error.detail,
         "code": kind.code,
         **error.facts,
+        **({"request_id": asked.id} if (asked := ASKED.get()) is not None else {}),
     }
 
 

@@ -27,6 +27,7 @@ from service.api.schemas import (
     RewindBody,
 )
 from service.api.targets import OWN, Target, host, targets_json
+from service.api.watch import Watch
 from service.errors import CellstateError, Elsewhere, InvalidValue, Moving, NotFound, Unavailable
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import insisting
@@ -51,6 +52,7 @@ class Site:
     openapi: Callable[[bool], bytes]  # with the models, or without
     docs: Callable[[bool], bytes]
     access: Access = field(default_factory=Access)
+    watch: Watch = field(default_factory=Watch)
 
     def endpoint(self, model: str) -> ModelEndpoint:
         try:
@@ -175,7 +177,9 @@ async def bulk_step(site: Site, request: Request) -> Response:
             results.append(_error(error))
         except CellstateError as error:
             failed[number - 1] = TABLE[type(error)]
-            results.append(_error(without(identity.prefix, error)))
+            error = without(identity.prefix, error)
+            results.append(_error(error))
+            site.watch.refused(error, MODEL + "/steps", request.model)
         if number % BULK_SLICE == 0:
             await endpoint.turns.next()
     of_peer = endpoint.peers is not None and endpoint.peers.is_peer(request)

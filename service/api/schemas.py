@@ -200,6 +200,7 @@ class Problem(BaseModel):
     expected_step: int | None = Field(None, description="the session's next step")
     retry_after_s: int | None = Field(None, description="seconds to wait before the next try")
     limit: int | None = Field(None, description="what the request may have at most, in bytes or steps")
+    request_id: str | None = Field(None, description="by which the service's log knows the request")
 
 
 class ItemError(BaseModel):

@@ -18,7 +18,9 @@ from service.api.peers import PeerAway
 from service.api.problems import PROBLEM_TYPE, TABLE, code_in, problem, problem_json, without
 from service.api.render import dumps
 from service.api.routes import STREAM, Site, unanswered
+from service.api.watch import Watch
 from service.asgi import Receive, Scope, Send
+from service.asked import REQUEST_ID, Asked
 from service.errors import (
     BadRequest,
     CellstateError,
@@ -36,15 +38,17 @@ from service.sessions.names import namespace_of, prefix_of
 
 log = logging.getLogger("cellstate.api")
 
-#: How a stream ended if not by a code of ours: its client closed it, or its connection broke
-CLIENT, BROKEN = "client", "broken"
+#: How a stream ended if not by a code of ours: its client left. How it did, uvicorn does not say for sure.
+CLIENT = "client"
+MESSAGE = "MESSAGE"  # in place of a method
 MOST_DIGITS = 16  # of a step's number
 
 
 class Streams:
     """The open streams of a process, so that a stop can close them."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self._tasks: dict[asyncio.Task[str], tuple[Identity, str]] = {}  # whose, and of which model
         self._revoked: set[asyncio.Task[str]] = set()
         self._none_left = asyncio.Event()
@@ -65,18 +69,22 @@ class Streams:
     async def _serve(
         self, site: Site, model: str, session_id: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        stream = self._watch.begin(scope["headers"])
         await receive()  # websocket.connect
         counters, protocols = site.counters, tuple(scope.get("subprotocols", ()))
         identity = EVERYBODY
         if site.access.on:
             try:
-                identity = site.access.identify(dict(scope["headers"]), protocols)
+                identity = site.access.identify(stream.headers, protocols)
                 identity.check("client", model)
             except CellstateError as error:
                 _count(site, model, error)
+                self._watch.refused(error, STREAM, model if model in site.endpoints else "")
                 await _deny(scope, send, error)
                 return
-        await send({"type": "websocket.accept", "subprotocol": PROTOCOL if PROTOCOL in protocols else None})
+        protocol = PROTOCOL if PROTOCOL in protocols else None
+        headers = [(REQUEST_ID, stream.id.encode())]
+        await send({"type": "websocket.accept", "subprotocol": protocol, "headers": headers})
         try:
             endpoint = site.endpoint(model)
             check_session_id(session_id)
@@ -88,11 +96,11 @@ class Streams:
             return
         name = identity.prefix + session_id
         task = asyncio.ensure_future(
-            _converse(endpoint, identity, session_id, counters, resume, receive, send)
+            _converse(endpoint, identity, session_id, site, stream, resume, receive, send)
         )
         self._tasks[task] = identity, model
         counters.streams_opened[model] += 1
-        ending = BROKEN
+        ending = CLIENT
         try:
             ending = await task
         except asyncio.CancelledError:
@@ -113,7 +121,8 @@ class Streams:
         except OSError:
             raise
         except Exception:  # a bug of ours, as in `app`
-            log.exception("a stream failed")
+            about = {"event": "failure", "model": model, "session": session_id}
+            log.exception("a stream failed", extra=about)
             ending = "1011"
             counters.errors[model, TABLE[EngineFailure].code] += 1
             await _tell(send, EngineFailure("the service met an error of its own", retry_after_s=1))
@@ -176,13 +185,15 @@ async def _converse(
     endpoint: ModelEndpoint,
     identity: Identity,
     session_id: str,
-    counters: RequestCounters,
+    site: Site,
+    stream: Asked,
     resume: int | None,
     receive: Receive,
     send: Send,
 ) -> str:
     """Until the stream ends; how it did: the code it was closed with, or that its client left."""
-    model, name = endpoint.bundle.name, identity.prefix + session_id
+    model, counters, watch = endpoint.bundle.name, site.counters, site.watch
+    name = identity.prefix + session_id
     if resume is not None:
         close = await _repeat(endpoint, name, counters, resume, send)
         if close is not None:
@@ -190,10 +201,11 @@ async def _converse(
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":
-            return CLIENT if message.get("code") in (1000, 1001, 1005) else BROKEN
+            return CLIENT
         if wait_s := identity.pace():
             await asyncio.sleep(wait_s)  # what is sent ahead waits in the socket, as behind a step
         started, status, answer, refused = time.perf_counter(), 503, "", None
+        asked = watch.message(stream)
         text = message.get("text")
         try:
             if text is None:
@@ -209,8 +221,11 @@ async def _converse(
             counters.observe(model, STREAM, status, time.perf_counter() - started)
         if refused is None:
             await send({"type": "websocket.send", "text": answer})
+            watch.end(asked, MESSAGE, STREAM, model, session_id, status, started)
             continue
+        watch.refused(refused, STREAM, model, session_id)
         close = await _tell_all(send, refused, endpoint, name, counters)
+        watch.end(asked, MESSAGE, STREAM, model, session_id, status, started)
         if close is not None:
             return str(close)
 

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from model.bundle import Bundle
+from service.asked import current_trace
 from service.engine.engine import Engine
 from service.engine.jobs import DONE, Job, Phase, Place
 from service.engine.loop import EngineLoop
@@ -37,6 +38,7 @@ from service.sessions.residence import Residence
 from service.sessions.session import Session, Ticket
 from service.sessions.snapshot import Snapshot
 from service.sessions.store import Ending, Pending, StepRecord, Store, failure_of
+from service.sessions.times import add_commit, add_tick
 from service.sessions.window import Committed
 
 T = TypeVar("T")
@@ -57,6 +59,7 @@ class SessionManager:
         self.bundle, self.engine, self.store, self.limits = bundle, engine, store, limits
         self.counters = Counters()
         self.draining = False
+        self.traced = False  # whether any request may be
         self._loop = asyncio.get_running_loop()
         self._residence = Residence(engine, store, limits.host_sessions, self.counters, self._on_fetched)
         self._register = Register(self._residence, store, limits, self.counters, clock)
@@ -69,6 +72,11 @@ class SessionManager:
 
     def __len__(self) -> int:
         return len(self._register)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were accepted and are not answered."""
+        return self._in_flight
 
     def holds(self, session_id: str) -> bool:
         """Whether the session is here, or on its way."""
@@ -89,11 +97,6 @@ class SessionManager:
     def new_id(self) -> str:
         """An id that nobody has."""
         return self._register.new_id()
-
-    @property
-    def in_flight(self) -> int:
-        """Requests accepted and not answered."""
-        return self._in_flight
 
     def places(self) -> dict[str, int]:
         """Open sessions, by the place of their state."""
@@ -193,12 +196,17 @@ class SessionManager:
         session = self._register.get(command.session_id)
         if session is None:
             session = self._unknown(command.session_id, command.step == 0, pull)
-        return self._enqueue(session, Ticket(self._loop.create_future(), command, session=session))
+        ticket = Ticket(self._loop.create_future(), command, session=session)
+        if self.traced:
+            ticket.trace = current_trace()
+        return self._enqueue(session, ticket)
 
     def predict(self, command: StepCommand) -> asyncio.Future[Reply]:
         """A sequence from zeros, without a session; the command's `session_id` and `step` mean nothing."""
         self._check_accepting()
         ticket = Ticket(self._loop.create_future(), command)
+        if self.traced:
+            ticket.trace = current_trace()
         self._accept(ticket)
         self._start(ticket)
         return ticket.future
@@ -446,6 +454,8 @@ class SessionManager:
                     self._release(ticket, EngineFailure(f"{type(error).__name__}: {error}", retry_after_s=1))
                     continue
                 if ticket.session is None:
+                    if ticket.trace is not None:
+                        add_tick([(ticket.trace, job)], tick, self.engine.clock())
                     self.engine.commit(job)
                     counters.predicted += len(ticket.command.steps)
                     self._finish(ticket, reply)
@@ -454,6 +464,8 @@ class SessionManager:
             else:
                 self._release(ticket, self._why_not(ticket, job))
         if finished:
+            if self.traced:
+                add_tick(((ticket.trace, job) for ticket, job, _ in finished), tick, self.engine.clock())
             self._commit(finished)
         self._residence.tidy_soon()
 
@@ -488,7 +500,11 @@ class SessionManager:
         self, finished: list[Finished], records: list[StepRecord], started: float, pending: Pending
     ) -> None:
         error = None if pending is None else failure_of(pending)
-        self.counters.commit_seconds.observe(self.engine.clock() - started)
+        ended = self.engine.clock()
+        self.counters.commit_seconds.observe(ended - started)
+        if self.traced:
+            traces = (ticket.trace for ticket, _, _ in finished)
+            add_commit(traces, started, ended, "memory", 0, error is not None)
         if error is not None:
             self.counters.commit_failures["other"] += 1
         now = self._register.clock()

@@ -77,12 +77,15 @@ def filled(path: str, session_id: str) -> str:
     return path.replace("{model}", SERIES).replace("{session_id}", session_id)
 
 
-def sent(client: httpx.Client, method: str, path: str, body: Any) -> httpx.Response:
+#: So that two replies differ by nothing but what they tell
+SAME = {"x-request-id": "same"}
+
+
+def sent(client: httpx.Client, method: str, path: str, body: Any = None) -> httpx.Response:
     if isinstance(body, bytes):
-        return client.request(
-            method, path, content=body, headers={"content-type": "application/octet-stream"}
-        )
-    return client.request(method, path) if body is None else client.request(method, path, json=body)
+        headers = {**SAME, "content-type": "application/octet-stream"}
+        return client.request(method, path, content=body, headers=headers)
+    return client.request(method, path, headers=SAME, json=body)
 
 
 def seen(response: httpx.Response, session_id: str) -> tuple[object, ...]:
@@ -93,7 +96,7 @@ def seen(response: httpx.Response, session_id: str) -> tuple[object, ...]:
 
 def stream_of(service: Keyed, who: str, session_id: str, query: str = "") -> ClientConnection:
     url = f"{service.served.ws}{BASE}/sessions/{session_id}/stream{query}"
-    return connect(url, proxy=None, additional_headers=service.bearer(who))
+    return connect(url, proxy=None, additional_headers={**service.bearer(who), **SAME})
 
 
 def told(stream: ClientConnection, **message: Any) -> dict[str, Any]:
@@ -214,7 +217,7 @@ def test_how_anothers_session_ended_is_not_told(service: Keyed) -> None:
     anna.post(f"{BASE}/sessions", json={"session_id": "pump-0", "ttl_s": 0.05}).raise_for_status()
     time.sleep(0.1)
     assert anna.get(path).status_code == 410
-    hers, nobodys = bert.get(path), bert.get(f"{BASE}/sessions/{UNKNOWN}")
+    hers, nobodys = (sent(bert, "GET", each) for each in (path, f"{BASE}/sessions/{UNKNOWN}"))
     assert seen(hers, "pump-0") == seen(nobodys, UNKNOWN)
     assert "anna" not in anna.get(path).text
     assert bert.post(f"{path}/steps", json={"step": 0, "inputs": [ROW]}).status_code == 200
