@@ -13,7 +13,10 @@ CellstateError
 ├── Gone                   the session was here and is no more
 │   ├── SessionExpired       its time to live ran out
 │   └── SessionLost          it was kept in memory only, and that memory is gone
+├── Unauthorized           no key, or none that is known
+├── Forbidden              the key is not for this
 ├── NoCapacity             a limit on sessions or on waiting requests is reached
+├── QuotaExceeded          a limit of the key is reached
 ├── Unavailable            a part this needs is away; the session has not moved
 │   ├── Stopping             this process takes nothing more; come back, maybe to another
 │   ├── Moving               the session is changing its owner; come back
@@ -89,6 +92,18 @@ class SessionExpired(Gone):
 
 class SessionLost(Gone):
     """The session was kept in memory only, and that memory is gone."""
+
+
+class Unauthorized(CellstateError):
+    """The request has no key, or one that is not known."""
+
+
+class Forbidden(CellstateError):
+    """The key is known, and not for this model or path."""
+
+
+class QuotaExceeded(CellstateError):
+    """A limit of the key is reached. Facts: `retry_after_s`."""
 
 
 class NoCapacity(CellstateError):

@@ -60,6 +60,12 @@ _CHECKS = re.compile(r"\s+(option httpchk|http-check|default-server)\b")
 
 #: Seconds until a connection of HAProxy's that nothing is asked on is closed.
 _IDLE_S = 3600
+#: Where the clients come in: TCP, and neither Serve's metrics nor gRPC
+_BIND = re.compile(r"^(frontend http_frontend\n[ \t]+bind [^\n]*)", re.MULTILINE)
+_TLS = "alpn http/1.1 ssl-min-ver TLSv1.2"
+
+#: The front door's certificate, beside HAProxy's files: `certificates.place` puts it there
+CERTIFICATE = "door.pem"
 
 #: Errors of HAProxy's own, in the words of `api.problems`. It makes 502, 503 and 504 a 500 otherwise.
 _PROBLEMS = {
@@ -118,8 +124,15 @@ class Bounds:
     timeout_s: float = 60.0
 
 
-def rewrite(configuration: str, directory: Path, bounds: Bounds = Bounds()) -> str:
-    """Serve's HAProxy configuration as this service wants it. Error pages are in `directory`."""
+def rewrite(
+    configuration: str, directory: Path, bounds: Bounds = Bounds(), certificate: Path | None = None
+) -> str:
+    """Serve's HAProxy configuration as this service wants it. Error pages are in `directory`. certificate: of
+    the front door, if it speaks TLS."""
+    if certificate is not None:
+        configuration, found = _BIND.subn(rf"\1 ssl crt {certificate} {_TLS}", configuration)
+        if not found:  # a door in the clear must not pass for one with TLS
+            raise RuntimeError("this Ray Serve writes HAProxy's configuration in another way: no TLS")
     sections = re.split(r"^(?=\S)", configuration, flags=re.MULTILINE)
     models = _OF_MODEL.findall(configuration)
     return "".join(
@@ -215,7 +228,10 @@ def prepare(arguments: Iterable[str]) -> None:
     for status in _PROBLEMS:
         (path.parent / f"{status}.http").write_text(error_page(status), newline="")
     bounds = Bounds(*(settings.one(name) for name in SETTINGS))
-    path.write_text(rewrite(path.read_text(), path.parent, bounds))
+    # Serve gives each node's HAProxy a directory below the one that was asked for
+    found = [place / CERTIFICATE for place in (path.parent, path.parent.parent)]
+    certificate = next((place for place in found if place.exists()), None)
+    path.write_text(rewrite(path.read_text(), path.parent, bounds, certificate))
 
 
 def main() -> None:

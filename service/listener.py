@@ -55,13 +55,13 @@ def bind(host: str, ports: Iterable[int]) -> socket.socket:
     raise PortTaken(f"{which} on {host}: {reason.strerror if reason else 'no port given'}")
 
 
-def url(listener: socket.socket, host: str) -> str:
+def url(listener: socket.socket, host: str, scheme: str = "http") -> str:
     """The address of a listening socket, for clients that know this machine as `host`."""
     try:
         shown = f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
     except ValueError:
         shown = host
-    return f"http://{shown}:{listener.getsockname()[1]}"
+    return f"{scheme}://{shown}:{listener.getsockname()[1]}"
 
 
 def spare_descriptors() -> int:
@@ -87,6 +87,8 @@ class Listener:
                 lifespan="off",
                 access_log=False,
                 log_config=None,
+                ssl_certfile=settings.tls_cert or None,
+                ssl_keyfile=settings.tls_key or None,
                 server_header=False,
                 proxy_headers=False,  # nobody here asks who the client is
                 # Above the idle time of the usual connection pools: they close first, so that no request

@@ -6,6 +6,7 @@ with a SettingError that names it.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 from collections.abc import Mapping
@@ -162,6 +163,14 @@ class Settings:
     max_steps: int = setting(10_000, "most steps in one request", least=1)
     max_horizon: int = setting(1_000, "most steps of a horizon or of generated text", least=1)
     max_traced_steps: int = setting(256, "most steps of one request that asks for gates", least=1)
+    keys: str = setting(
+        "", "file of keys, made by `cellstate keys add`; none: no keys, everybody may do everything"
+    )
+    tls_cert: str = setting("", "PEM file of a certificate with its chain: all is HTTPS then")
+    tls_key: str = setting("", "PEM file of its private key")
+    tls_ca: str = setting(
+        "", "PEM file of the authorities that replicas know each other by; none: those of the system"
+    )
     drain_s: float = setting(10.0, "seconds that running requests get to end at a stop", least=0)
     log_level: str = setting(
         "info", "least level that is logged", choices=("debug", "info", "warning", "error")
@@ -182,6 +191,8 @@ class Settings:
     log_to: str = setting("", "socket of the `cellstate serve` that shows this process's log", hidden=True)
 
     def __post_init__(self) -> None:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise SettingError("tls_cert: a certificate and its key, tls_key, go together")
         for f in fields(self):
             check(f, getattr(self, f.name))
         direct_port_range(self)
@@ -250,10 +261,24 @@ class Settings:
         return f"sqlite:{directory / 'sessions.db'}"
 
     @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it. A name but localhost counts as reachable."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
     def url(self) -> str:
         """Where this machine reaches the front door."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 (compared)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return (
+            f"{self.scheme}://[{host}]:{self.port}" if ":" in host else f"{self.scheme}://{host}:{self.port}"
+        )
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls_cert else "http"
 
 
 def shown() -> list[Field[Any]]:

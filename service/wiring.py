@@ -18,6 +18,7 @@ import torch
 
 from model import bundle as bundles
 from model.bundle import Bundle, Lineage, lineages
+from service.api.access import Access
 from service.api.app import Api
 from service.api.endpoint import ModelEndpoint
 from service.api.messages import Intake
@@ -27,9 +28,11 @@ from service.api.peers import Peers
 from service.api.routes import Site
 from service.api.watch import Watch
 from service.asgi import Receive, Scope, Send
+from service.certificates import authorities
 from service.engine.engine import Engine
 from service.metrics import Exposition, Process, Source
 from service.pulse import Pulse
+from service.redaction import guard
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import Upkeep
 from service.sessions.manager import SessionManager
@@ -64,14 +67,17 @@ class Application:
         self.requests = RequestCounters()
         self._pulse = Pulse()
         self._exposition: Exposition | None = None
+        self.access = Access(settings.keys)
+        guard("uvicorn.error", "uvicorn.asgi", "websockets.server")
         site = Site(
             endpoints=self._endpoints,
             ready=lambda: self.ready,
             metrics=self._metrics,
             replica=lambda: self.replica,
             counters=self.requests,
-            openapi=lambda: openapi_json(self._endpoints.values()),
-            docs=lambda: docs_page(self._endpoints.values()),
+            openapi=lambda models: openapi_json(self._endpoints.values() if models else ()),
+            docs=lambda models: docs_page(self._endpoints.values() if models else ()),
+            access=self.access,
             watch=Watch(settings.slow_ms / 1000 or float("inf"), each=settings.access_log == "on"),
         )
         intake = Intake(
@@ -81,6 +87,7 @@ class Application:
             timeout_s=settings.request_timeout_s,
         )
         self.api = Api(site, intake, self.requests)
+        self.access.on_change = self.api.streams.recheck
 
     @property
     def direct_url(self) -> str:
@@ -124,6 +131,7 @@ class Application:
             endpoint = make_endpoint(self.settings, lineage, device)
             endpoint.direct_url = self._told_url
             await endpoint.manager.start(self._direct_url)
+            endpoint.manager.limit_namespaces(self.access.session_limit)
             self._endpoints[endpoint.bundle.name] = endpoint
         sources = [
             Source(manager.bundle.name, manager.bundle.version, manager, endpoint.manager.lease_of(manager))
@@ -131,7 +139,7 @@ class Application:
             for manager in endpoint.manager.managers
         ]
         self._pulse.start()
-        self._exposition = Exposition(sources, self.requests, self._process(device))
+        self._exposition = Exposition(sources, self.requests, self._process(device), self.access.counted)
         if self.settings.traces:
             self._trace(sources)
         # What is here now stays: the collector need not walk torch and Ray each time sessions pile up. And
@@ -139,6 +147,7 @@ class Application:
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_ALLOCATIONS)
+        await self.access.watch()
         self._started = True
         log.info(
             "ready",
@@ -174,6 +183,7 @@ class Application:
         await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
+        self.access.close()
         began = time.monotonic()
         managers = [endpoint.manager for endpoint in self._endpoints.values()]
         streams = {"event": "drain", "streams": len(self.api.streams)}
@@ -243,7 +253,7 @@ class Application:
 
 
 def build(settings: Settings, paths: Sequence[Path]) -> Application:
-    """The application for the bundles at those paths. Raises BundleError or SettingError."""
+    """The application for the bundles at those paths. Raises BundleError, SettingError or KeysError."""
     models = lineages([bundles.load(path) for path in paths])
     choose_device(settings)
     return Application(settings, models)
@@ -275,7 +285,12 @@ def make_endpoint(settings: Settings, lineage: Lineage, device: torch.device) ->
     store = open_store(
         settings.store_address, newest.name, settings.lease_s, fence=settings.unsafe != "fence"
     )
-    peers = Peers(newest.name, lambda: store.secret, newest.version)
+    peers = Peers(
+        newest.name,
+        lambda: store.secret,
+        newest.version,
+        authorities(settings) if settings.tls_cert else True,
+    )
     specs = {bundle.digest: bundle.spec for bundle in lineage}
     upkeep = Upkeep(settings.replay_window, retention(settings, newest.name), settings.upgrade, specs)
     unsafe = Unsafe(fence=settings.unsafe == "fence", window=settings.unsafe == "window")

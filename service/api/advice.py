@@ -58,6 +58,18 @@ ADVICE: dict[str, tuple[str, str]] = {
         "The session was kept in the memory of a process that ended.",
         "Open a new one and send the sequence, or a snapshot, again.",
     ),
+    "unauthorized": (
+        "The service has keys, and the request has none, or one that is not known. Nothing was executed.",
+        "Send `Authorization: Bearer` with a key that the operator gave you.",
+    ),
+    "forbidden": (
+        "The key is good, and not for this model or this path. Nothing was executed.",
+        "Take a key that is for it, or ask the operator.",
+    ),
+    "quota_exceeded": (
+        "The key has as many sessions open, or has sent as many requests, as it may. Nothing was executed.",
+        "Send the same request again after `retry_after_s`, with its `step`; or end sessions.",
+    ),
     "no_capacity": (
         "More is asked for than can be done in time, or as many sessions are open as may be. Nothing was"
         " executed.",

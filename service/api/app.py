@@ -13,8 +13,8 @@ from http import HTTPStatus
 
 from service.api.messages import ClientGone, Intake, Request, Response
 from service.api.peers import PeerAway
-from service.api.problems import TABLE, code_in
-from service.api.routes import HANDOVER, ROUTES, STREAM, Handler, Site, hand_over, match, unanswered
+from service.api.problems import TABLE, code_in, without
+from service.api.routes import HANDOVER, ROUTES, STREAM, Handler, Site, admit, hand_over, match, unanswered
 from service.api.websocket import Streams
 from service.asgi import Receive, Scope, Send
 from service.asked import PEER, REQUEST_ID
@@ -58,6 +58,7 @@ class Api:
                     self._check_room(scope["method"], template)
                 handler = _handler(template, scope["method"])
                 request = Request(scope, receive, intake, model, session_id, asked.headers)
+                admit(self.site, template, request)
                 try:
                     response = await handler(self.site, request)
                 except Elsewhere as error:
@@ -65,6 +66,7 @@ class Api:
                     code = code_in(response.status, response.body)
             except CellstateError as error:
                 kind = TABLE[type(error)]
+                error = without("" if request is None else request.identity.prefix, error)
                 response, code = Response.of(error, kind.status), kind.code
                 watch.refused(error, template, self._known(model), session_id)
             except (ClientGone, asyncio.CancelledError):

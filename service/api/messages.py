@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from service.api.access import CHALLENGE, EVERYBODY, Identity
 from service.api.problems import PROBLEM_TYPE, from_validation, problem_json
 from service.api.whole import send_whole
 from service.asgi import Message, Receive, Scope, Send
@@ -48,6 +50,8 @@ class Response:
             headers.append((b"retry-after", str(error.facts["retry_after_s"]).encode()))
         if "allow" in error.facts:
             headers.append((b"allow", str(error.facts["allow"]).encode()))
+        if status == HTTPStatus.UNAUTHORIZED:
+            headers.append(CHALLENGE)
         return cls(status, problem_json(error), PROBLEM_TYPE, tuple(headers))
 
     async def send(self, send: Send, *, head: bool = False) -> None:
@@ -76,23 +80,41 @@ class Intake:
 
 
 class Request:
-    """A request whose body is read when it is asked for. held: bytes of its body that count as large; whoever
-    made the request gives them back to the intake."""
+    """A request whose body is read when it is asked for. session_id: as the path has it; names of sessions
+    are made of ids by `name`. held: bytes of its body that count as large; whoever made the request gives
+    them back to the intake."""
 
-    __slots__ = ("_body", "_headers", "_intake", "_receive", "held", "method", "model", "scope", "session_id")
+    __slots__ = (
+        "_body",
+        "_intake",
+        "_limit",
+        "_receive",
+        "headers",
+        "held",
+        "identity",
+        "method",
+        "model",
+        "scope",
+        "session_id",
+    )
 
     def __init__(
         self, scope: Scope, receive: Receive, intake: Intake, model: str, session_id: str, headers: Headers
     ) -> None:
-        self.scope, self._receive, self._intake = scope, receive, intake
+        self.scope, self._receive, self._intake, self._limit = scope, receive, intake, intake.body
         self.held = 0
-        self._headers = headers
+        self.headers, self.identity = headers, EVERYBODY
         self.method: str = scope["method"]
         self.model, self.session_id = model, session_id
         self._body: bytes | None = None  # once it was read
 
     def header(self, name: bytes) -> bytes | None:
-        return self._headers.get(name)
+        return self.headers.get(name)
+
+    def of(self, identity: Identity) -> None:
+        """From now on the request is known to be of that one."""
+        self.identity = identity
+        self._limit = min(self._limit, identity.body_bytes)
 
     async def body(self) -> bytes:
         """The whole body. Raises TooLarge as soon as it is known to be, ClientGone if it breaks off."""
@@ -104,13 +126,13 @@ class Request:
         length = self.header(b"content-length")
         # Length first: int() refuses thousands of digits
         if length is not None and length.isdigit():
-            if len(length) > 18 or int(length) > self._intake.body:
+            if len(length) > 18 or int(length) > self._limit:
                 raise self._too_large()
             self._hold(int(length))
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body"):
             whole: bytes = message.get("body", b"")
-            if len(whole) > self._intake.body:
+            if len(whole) > self._limit:
                 raise self._too_large()
             return whole
         try:
@@ -125,7 +147,7 @@ class Request:
         while message["type"] == "http.request":
             parts.append(message.get("body", b""))
             size += len(parts[-1])
-            if size > self._intake.body:
+            if size > self._limit:
                 raise self._too_large()
             self._hold(size)
             if not message.get("more_body"):
@@ -163,7 +185,7 @@ class Request:
         return await self.body()
 
     def _too_large(self) -> TooLarge:
-        return TooLarge(f"the body is larger than {self._intake.body} bytes", limit=self._intake.body)
+        return TooLarge(f"the body is larger than {self._limit} bytes", limit=self._limit)
 
 
 def parse(schema: type[B], body: bytes | str) -> B:

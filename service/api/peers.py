@@ -9,17 +9,22 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import ssl
 import time
 from collections.abc import Callable
 
 import httpx
 
+from service.api.access import NAMESPACE, Identity
 from service.api.messages import Request, Response
 from service.asked import PEER, Attributes, current_trace, new_span_id, onward
 from service.logs import Repeated
+from service.sessions.names import prefix_of
 
 log = logging.getLogger("cellstate.api")
 
+#: Whose session it is; believed with the secret alone
+NAMESPACE_HEADER = b"x-cellstate-namespace"
 #: Of a request's headers, those that are passed on
 KEPT = (b"content-type", b"content-encoding")
 CONNECT_S, RELEASE_S = 0.5, 2.0
@@ -37,9 +42,11 @@ class PeerAway(Exception):
 
 class Peers:
     """Of one model. secret: what the replicas of the store share. newest: the newest version of the
-    model that this replica serves."""
+    model that this replica serves. verify: whom the others' certificates must be of."""
 
-    def __init__(self, model: str, secret: Callable[[], str], newest: str = "") -> None:
+    def __init__(
+        self, model: str, secret: Callable[[], str], newest: str = "", verify: ssl.SSLContext | bool = True
+    ) -> None:
         self._model, self._secret, self._newest = model, secret, newest
         self.passed_on = 0  # requests
         self._away = Repeated(log)
@@ -47,6 +54,7 @@ class Peers:
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=1000, max_keepalive_connections=100),
             trust_env=False,
+            verify=verify,
         )
 
     def is_peer(self, request: Request) -> bool:
@@ -55,15 +63,26 @@ class Peers:
         secret = self._secret().encode()
         return given is not None and bool(secret) and hmac.compare_digest(given, secret)
 
+    def identity(self, request: Request) -> Identity | None:
+        """Whose request another replica passed on, which has checked its key; None if none has."""
+        if request.header(PEER) is None or not self.is_peer(request):
+            return None
+        namespace = (request.header(NAMESPACE_HEADER) or b"").decode("latin-1")
+        if namespace and not NAMESPACE.fullmatch(namespace):
+            return None
+        return Identity(prefix=prefix_of(namespace))
+
     async def pass_on(self, address: str, request: Request) -> Response:
         """Another replica's answer to a request. Raises PeerAway."""
         path = request.scope["path"]
         headers = [(name, value) for name in KEPT if (value := request.header(name)) is not None]
+        headers += _within(request.identity.namespace)
         return await self._ask(address, request.method, path, await request.body(), headers)
 
-    async def post(self, address: str, path: str, body: bytes) -> Response:
-        """Another replica's answer to a JSON body, on a path below the model's. Raises PeerAway."""
-        headers = [(b"content-type", b"application/json")]
+    async def post(self, address: str, path: str, body: bytes, namespace: str) -> Response:
+        """Another replica's answer to a JSON body of somebody with that namespace, on a path below the
+        model's. Raises PeerAway."""
+        headers = [(b"content-type", b"application/json"), *_within(namespace)]
         return await self._ask(address, "POST", f"/v1/models/{self._model}{path}", body, headers)
 
     async def release(self, address: str, session_id: str) -> bool | None:
@@ -113,3 +132,7 @@ class Peers:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def _within(namespace: str) -> list[tuple[bytes, bytes]]:
+    return [(NAMESPACE_HEADER, namespace.encode())] if namespace else []

@@ -16,12 +16,14 @@ from service.errors import (
     DeadlineExceeded,
     Elsewhere,
     EngineFailure,
+    Forbidden,
     Gone,
     InvalidValue,
     MethodNotAllowed,
     Moving,
     NoCapacity,
     NotFound,
+    QuotaExceeded,
     SessionDamaged,
     SessionExists,
     SessionExpired,
@@ -31,10 +33,12 @@ from service.errors import (
     Stopping,
     TooLarge,
     TooSlow,
+    Unauthorized,
     Unavailable,
     UnsupportedMediaType,
     VersionConflict,
 )
+from service.sessions.names import client_id
 
 PROBLEM_TYPE = "application/problem+json"
 MAX_PLACE = 200  # characters of a place that are repeated: an unknown field's name is the client's
@@ -67,6 +71,9 @@ TABLE: dict[type[CellstateError], Kind] = {
     Gone: Kind(410, "session_gone", "The session is no more", 4410),
     SessionExpired: Kind(410, "session_expired", "The session has expired", 4410),
     SessionLost: Kind(410, "session_lost", "The session is lost", 4410),
+    Unauthorized: Kind(401, "unauthorized", "A key is needed", 1008),
+    Forbidden: Kind(403, "forbidden", "The key is not for this", 1008),
+    QuotaExceeded: Kind(429, "quota_exceeded", "The key's limit is reached"),
     NoCapacity: Kind(429, "no_capacity", "There is no room now"),
     Unavailable: Kind(503, "unavailable", "The service can't do this now"),
     Stopping: Kind(503, "unavailable", "The service can't do this now", 1012),
@@ -92,6 +99,15 @@ def problem(error: CellstateError) -> dict[str, Any]:
         **error.facts,
         **({"request_id": asked.id} if (asked := ASKED.get()) is not None else {}),
     }
+
+
+def without(prefix: str, error: CellstateError) -> CellstateError:
+    """The error as the client of a namespace is told it: sessions by their ids."""
+    if prefix:
+        error.detail = error.detail.replace(prefix, "")
+        if "session_id" in error.facts:
+            error.facts["session_id"] = client_id(str(error.facts["session_id"]))
+    return error
 
 
 def problem_json(error: CellstateError) -> bytes:

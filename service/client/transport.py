@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
 from service.client.effects import Closed, Connect, Exchange, Response
 from service.client.errors import Fault
+from service.redaction import guard
 
 #: Before the request was sent
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
@@ -22,13 +23,14 @@ class Setup:
     """key: sent as a bearer token. connections: open at the same time, at most; the streams not counted.
     trust_env: proxies and certificates are taken from the environment."""
 
-    key: str | None
+    key: str | None = field(repr=False)
     connections: int
     trust_env: bool
 
     def __post_init__(self) -> None:
         if self.key is not None and not (self.key.isascii() and self.key.isprintable() and self.key):
             raise ValueError("a key is of printable ASCII characters")
+        guard("websockets.client", "httpx", "httpcore.connection", "httpcore.http11")
         if self.connections < 1:
             raise ValueError(f"connections must be 1 or more, not {self.connections}")
 

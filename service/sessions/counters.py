@@ -82,6 +82,15 @@ class _Answers:
         self.seconds = Histogram(SECONDS)
 
 
+@dataclass(slots=True)
+class KeyCounters:
+    """Of the keys of one process, by their names: those that are in the file now."""
+
+    requests: dict[str, int] = field(default_factory=dict)
+    rejected: dict[tuple[str, str], int] = field(default_factory=dict)  # by name and reason
+    refused: Counter[str] = field(default_factory=Counter)  # without a known key, by reason
+
+
 class RequestCounters:
     """What the clients of one process were answered. model: one served here, or empty.
 

@@ -516,7 +516,7 @@ def told(error: BaseException) -> CellstateError:
     if isinstance(error, Fenced):
         return Moving("this replica lost its sessions to another one; come back", retry_after_s=0)
     if isinstance(error, Stale):
-        return Moving(f"the session has another owner: {error}; come back", retry_after_s=0)
+        return Moving("the session has another owner; come back", retry_after_s=0)
     if isinstance(error, StoreError):
         return Unavailable(f"the store is away: {error}", retry_after_s=1)
     return Unavailable(f"{type(error).__name__}: {error}", retry_after_s=1)

@@ -92,6 +92,18 @@ class SessionManager:
         """Of the open sessions."""
         return {session.id for session in self._register}
 
+    def open_in(self, namespace: str) -> int:
+        """Sessions of a namespace that are here."""
+        return self._register.in_namespace[namespace]
+
+    def limit_namespaces(self, full: Callable[[str], bool]) -> None:
+        """full: whether a namespace has as many sessions as it may have."""
+        self._register.full = full
+
+    def new_id(self) -> str:
+        """An id that nobody has."""
+        return self._register.new_id()
+
     def places(self) -> dict[str, int]:
         """Open sessions, by the place of their state."""
         device, host, store = self.engine.resident, self.engine.on_host, self.engine.host.stored
@@ -107,7 +119,8 @@ class SessionManager:
     def open(
         self, session_id: str | None = None, ttl_s: float | None = None, durability: str | None = None
     ) -> Session:
-        """Opens a session at step 0. Raises SessionExists, NoCapacity, Unavailable or InvalidValue."""
+        """Opens a session at step 0. Raises SessionExists, NoCapacity, QuotaExceeded, Unavailable or
+        InvalidValue."""
         self._check_accepting()
         return self._register.open(session_id, ttl_s, durability)
 

@@ -25,6 +25,7 @@ from service.errors import (
     EngineFailure,
     Moving,
     NoCapacity,
+    QuotaExceeded,
     SessionDamaged,
     SessionExists,
     SessionExpired,
@@ -271,18 +272,36 @@ class SharedManager(SessionManager):
         """A session that is claimed and restored; its requests wait. by_step: one that expired or was lost is
         not opened again. Raises NoCapacity."""
         self._check_queue()  # now: one that nobody waits for must not be opened
+        refusal: QuotaExceeded | None = None
+        if opening is not None:
+            try:
+                self._register.check_quota(session_id)
+            except QuotaExceeded as error:  # it may be open, and then it comes: only a new one is refused
+                opening, refusal = None, error
         session = self._register.arrive(session_id)
         session.current = Ticket(self._loop.create_future(), busy=True)
-        self._begin(self._bring(session, opening, pull, by_step))
+        self._begin(self._bring(session, opening, pull, by_step, refusal))
         return session
 
-    async def _bring(self, session: Session, opening: Opening | None, pull: bool, by_step: bool) -> None:
+    async def _bring(
+        self,
+        session: Session,
+        opening: Opening | None,
+        pull: bool,
+        by_step: bool,
+        refusal: QuotaExceeded | None = None,
+    ) -> None:
+        """refusal: what those who wait are told if there is no such session, which must not be opened."""
         joined, trace, began = self.custody.lease.joined, current_trace(), self.engine.clock()
         try:
             image = await self.custody.claim(session.id, opening, pull, INSIST.get(), by_step)
         except Exception as error:  # noqa: BLE001  those who wait are told, whatever it is
             session.current = None
-            self._unload(session, told(error), opened=opening is not None)
+            why = told(error)
+            if refusal is not None and type(error) is SessionNotFound:
+                self.counters.rejected["session_quota"] += 1
+                why = refusal
+            self._unload(session, why, opened=opening is not None)
             return
         if trace is not None:
             trace.add("claim", began, self.engine.clock(), {"store": self.custody.store_kind})

@@ -42,6 +42,24 @@ def test_nothing_listens_but_the_door() -> None:
     assert "stats enable" not in text
 
 
+def test_the_door_speaks_tls_if_there_is_a_certificate_or_does_not_start(tmp_path: Path) -> None:
+    text = front_door.rewrite(CONFIGURATION, Path("/x"), certificate=Path("/y/door.pem"))
+    (bind,) = (line.strip() for line in text.splitlines() if "bind" in line)
+    assert bind == "bind 127.0.0.1:8000 ssl crt /y/door.pem alpn http/1.1 ssl-min-ver TLSv1.2"
+    with pytest.raises(RuntimeError, match="no TLS"):
+        front_door.rewrite(CONFIGURATION.replace("http_frontend", "frontend"), Path("/x"), certificate=Path("/y"))
+    below = tmp_path / "node"
+    below.mkdir()
+    configuration = below / "haproxy.cfg"
+    configuration.write_text(CONFIGURATION)
+    front_door.prepare(["-f", str(configuration)])
+    assert " ssl " not in configuration.read_text()
+    (tmp_path / "door.pem").touch()
+    configuration.write_text(CONFIGURATION)
+    front_door.prepare(["-f", str(configuration)])
+    assert f" ssl crt {tmp_path / 'door.pem'} " in configuration.read_text()
+
+
 def test_no_request_is_logged_and_none_goes_round_by_rays_proxy() -> None:
     text = front_door.rewrite(CONFIGURATION, Path("/x"))
     assert "log" not in text.replace("http-request set-log-level", "")
