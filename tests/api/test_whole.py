@@ -1,85 +1,106 @@
-"""A response in one write is, byte for byte, what uvicorn would have sent in two."""
+"""A response is one write: its head, its body."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.messages import Response
-from service.api.whole import send_whole
+from service.asgi import Receive, Scope, Send
+
+WRITES: list[bytes] = []
 
 
-class Transport:
-    """Keeps what is written."""
-
-    def __init__(self) -> None:
-        self.written: list[bytes] = []
-        self.closed = False
+class _Counted:
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
 
     def write(self, data: bytes) -> None:
-        self.written.append(data)
+        WRITES.append(data)
+        self._transport.write(data)
 
-    def close(self) -> None:
-        self.closed = True
-
-
-def make_cycle(transport: Any, ended: list[bool], **changes: Any) -> Any:
-    """uvicorn's own; untyped, for its messages are of types that ours don't name."""
-    arguments: dict[str, Any] = {
-        "scope": {"method": changes.pop("method", "POST"), "http_version": "1.1"},
-        "transport": transport,
-        "flow": FlowControl(transport),
-        "logger": None,
-        "access_logger": None,
-        "access_log": False,
-        "default_headers": [(b"date", b"Thu, 01 Jan 2026 00:00:00 GMT")],
-        "message_event": asyncio.Event(),
-        "expect_100_continue": False,
-        "keep_alive": True,
-        "on_response": lambda: ended.append(True),
-    }
-    return RequestResponseCycle(**(arguments | changes))
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
-@pytest.mark.parametrize("response", [
-    Response(200, b'{"a": 1}'),
-    Response(503, b"{}", headers=((b"retry-after", b"1"),)),
-    Response(200),
-    Response(204),
-])  # fmt: skip
-@pytest.mark.parametrize("changes", [{}, {"method": "HEAD"}, {"method": "GET"}, {"keep_alive": False}])
-async def test_the_same_bytes_and_the_same_end(response: Response, changes: dict[str, Any]) -> None:
-    whole, parts = Transport(), Transport()
-    ended: list[bool] = []
-    ours, plain = make_cycle(whole, ended, **changes), make_cycle(parts, ended, **changes)
-    head = changes.get("method") == "HEAD"
-    await response.send(ours.send, head=head)
-    send = plain.send
-    await response.send(lambda message: send(message), head=head)  # not a method of the cycle: two writes
-    assert b"".join(whole.written) == b"".join(parts.written)
-    assert len(whole.written) == 1
-    assert whole.closed == parts.closed == ("keep_alive" in changes)
-    assert ended == [True, True]
-    for name in ("response_started", "response_complete", "expected_content_length", "keep_alive"):
-        assert getattr(ours, name) == getattr(plain, name)
-    assert ours.message_event.is_set()
+class _Protocol(HttpToolsProtocol):
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(_Counted(transport))  # type: ignore[arg-type]
 
 
-async def test_a_second_response_is_refused() -> None:
-    cycle = make_cycle(Transport(), [])
-    await Response(200, b"a").send(cycle.send)
-    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]}
-    with pytest.raises(RuntimeError, match="already completed"):
-        await send_whole(cycle.send, start, {"type": "http.response.body", "body": b"b"})
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    while (await receive()).get("more_body"):
+        pass
+    status = int(scope["path"][1:])
+    await Response(status, b"" if status == 204 else b"body " * 3).send(send, head=scope["method"] == "HEAD")
 
 
-async def test_a_client_that_is_gone_gets_nothing() -> None:
-    transport = Transport()
-    cycle = make_cycle(transport, [])
-    cycle.disconnected = True
-    await Response(200, b"a").send(cycle.send)
-    assert transport.written == []
+@asynccontextmanager
+async def serving() -> AsyncIterator[int]:
+    config = uvicorn.Config(app, port=0, http=_Protocol, lifespan="off", log_config=None, loop="none")
+    server = uvicorn.Server(config)
+    server.config.load()
+    WRITES.clear()
+    running = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110  uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await running
+
+
+async def exchange(port: int, text: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(text)
+    reply = b""
+    while reply.count(b"HTTP/1.1 ") < text.count(b"HTTP/1.1") or len(reply) < sum(map(len, WRITES)):
+        data = await asyncio.wait_for(reader.read(4096), 10)
+        if not data:
+            break
+        reply += data
+    writer.close()
+    return reply
+
+
+@pytest.mark.parametrize(("method", "status"), [("GET", 200), ("GET", 404), ("GET", 204), ("HEAD", 200)])
+async def test_head_and_body_are_one_write(method: str, status: int) -> None:
+    async with serving() as port:
+        reply = await exchange(port, f"{method} /{status} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+        assert len(WRITES) == 1
+        assert reply == WRITES[0]
+        assert reply.startswith(f"HTTP/1.1 {status} ".encode())
+        has_body = method == "GET" and status != 204
+        assert reply.endswith(b"body body body " if has_body else b"\r\n\r\n")
+
+
+async def test_requests_sent_ahead_are_answered_in_order_with_a_write_each() -> None:
+    async with serving() as port:
+        many = b"".join(b"GET /%d HTTP/1.1\r\nhost: a\r\n\r\n" % status for status in (200, 404, 409))
+        reply = await exchange(port, many)
+        assert [part[:12] for part in WRITES] == [b"HTTP/1.1 200", b"HTTP/1.1 404", b"HTTP/1.1 409"]
+        assert reply == b"".join(WRITES)
+
+
+async def test_a_connection_that_ends_after_the_reply_gets_all_of_it() -> None:
+    async with serving() as port:
+        reply = await exchange(port, b"GET /200 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        assert len(WRITES) == 1
+        assert reply.endswith(b"body body body ")
+
+
+async def test_another_server_gets_both_messages() -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await Response(200, b"{}").send(send)
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
