@@ -46,6 +46,9 @@ class Node:
 
     def start(self, *options: str) -> None:
         self._options = options
+        # Ray takes a node for one that runs if it left this and finds its address among all processes; here,
+        # those of the other namespaces are some of them.
+        (self.directory / "ray" / "ray_current_cluster").unlink(missing_ok=True)
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         command += [f"--node-ip-address={self.machine.address}", f"--object-store-memory={OBJECT_STORE}"]
         command += [f"--temp-dir={self.directory / 'ray'}", *options]
@@ -115,6 +118,8 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # So long a node bears that the head is away
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
             # At SIGTERM a node waits so long for its replicas to end: more than they are given
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S),
             "CELLSTATE_STORE": f"redis://{self._redis_machine.address}:{REDIS_PORT}/0",

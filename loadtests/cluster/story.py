@@ -187,8 +187,11 @@ class Story:
         self.cluster.start_redis()
         self._say("        kill -9 redis-server; again there after 3 s")
         await self._goes_on()
-        kept = set(before) & set(self._replicas())
-        self._say(f"        of {len(before)} replicas, {len(kept)} are the same processes")
+        await asyncio.sleep(5)
+        self._say(
+            f"        Ray's head {'bore it' if self.cluster.head.alive else 'ended, and is started again'}"
+        )
+        await self._whole(before)
 
     async def _head(self) -> None:
         """The head dies: Ray's own state is in Redis."""
@@ -198,14 +201,22 @@ class Story:
         await self._goes_on()
         await asyncio.sleep(5)
         self.cluster.start_head()
-        await self._until(
-            "the head is back", lambda: bool(self.cluster.head.processes("ray::ServeController"))
-        )
-        await ready(self.cluster.head.url)
-        await self._until("one replica on each worker", self._one_on_each)
+        await self._whole(before)
+
+    async def _whole(self, before: Sequence[int]) -> None:
+        """The head and Serve's controller are there and take a deploy. before: the replicas' processes."""
+        await self._until("Serve's controller is there", self._controlled)
+        await self._until("one replica on each worker", self._one_on_each, hold_s=8)
+        for node in self.cluster.nodes:
+            await ready(node.url)
         kept = set(before) & set(self._replicas())
         self._say(f"        of {len(before)} replicas, {len(kept)} are the same processes")
+        await self._deploy()
         await self._goes_on()
+
+    def _controlled(self) -> bool:
+        alive = self.cluster.head.alive
+        return alive and any(node.processes("ray::ServeController") for node in self.cluster.nodes)
 
     # Means
 
