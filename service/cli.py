@@ -149,10 +149,12 @@ def run_serve(args: argparse.Namespace) -> int:
 
 
 def _serve_local(settings: Settings) -> int:
-    from service import launch
+    from service import launch, logs
 
+    logs.configure(settings.log_level, settings.log_format)
     try:
         launch.check_port(settings)
+        launch.check_traces(settings)
         served = launch.bundles(settings)
     except launch.Refused as error:
         print(f"cellstate: {error}", file=sys.stderr)
@@ -177,7 +179,7 @@ async def _local(settings: Settings, served: Found) -> None:
     if settings.store != "memory:":
         application.direct_url = listener.url(socket, settings.direct_host or settings.host)
     await application.startup()
-    server = listener.Listener(application, socket, settings)
+    server = listener.Listener(application, socket, settings, application.requests.refused)
     server.open()
     print(launch.banner(settings, served, loop.time() - began), flush=True)
     await stop.wait()

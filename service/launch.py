@@ -18,6 +18,7 @@ import threading
 import time
 from functools import partial
 from http import HTTPStatus
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -25,8 +26,8 @@ import httpx
 
 from model.bundle import Bundle, find, lineages, load
 from model.errors import BundleError
-from service import front_door, listener, processes, running, supervisor
-from service.settings import Settings
+from service import front_door, listener, log_sink, processes, running, supervisor
+from service.settings import ENVIRONMENT_PREFIX, Settings
 
 #: Seconds the front door may take to lead to the models once they are ready.
 DOOR_S = 30.0
@@ -71,6 +72,18 @@ def check_port(settings: Settings) -> None:
         raise Refused(f"{error}; choose another by --port or --host") from error
 
 
+def check_traces(settings: Settings) -> None:
+    """Raises Refused when traces are wanted and what sends them is not installed."""
+    if not settings.traces:
+        return
+    try:
+        found = find_spec("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:  # a package above it
+        found = None
+    if found is None:
+        raise Refused("traces: the exporter is not installed; pip install 'cellstate[traces]'")
+
+
 def environment(directory: Path) -> dict[str, str]:
     """What the processes of a Ray of our own must find in their environment."""
     fallback = listener.bind("127.0.0.1", [0])
@@ -86,6 +99,13 @@ def environment(directory: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",  # the files have it
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def settings_of_door(settings: Settings) -> dict[str, str]:
+    """What the front door's process, which Serve starts, must find in its environment."""
+    return {
+        f"{ENVIRONMENT_PREFIX}{name.upper()}": str(getattr(settings, name)) for name in front_door.SETTINGS
     }
 
 
@@ -137,15 +157,18 @@ def main(arguments: list[str]) -> int:
         return 1  # the supervisor died before its death could reach us
     try:
         check_port(settings)
+        check_traces(settings)
         served = bundles(settings)
+        settings = log_sink.shown_here(settings, directory)
         needed = environment(directory)
         for name, value in needed.items():
             os.environ.setdefault(name, value)
+        os.environ.update(settings_of_door(settings))
         from service import deployments
 
         print(f"starting Ray {deployments.RAY_VERSION} and {len(served)} model(s): {', '.join(served)}")
         sys.stdout.flush()
-        deployments.start(directory)
+        deployments.start(directory, settings)
         # Ray installs a handler of its own meanwhile.
         signal.signal(signal.SIGTERM, end_at_once)
         deployments.deploy(settings, paths(served))

@@ -13,6 +13,9 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from service.sessions.retention import Retention
+from service.sessions.retention import read as read_retention
+
 ENVIRONMENT_PREFIX = "CELLSTATE_"
 SHIPPED_BUNDLES = Path(__file__).parent.parent / "model" / "bundles"
 
@@ -21,16 +24,27 @@ SHIPPED_BUNDLES = Path(__file__).parent.parent / "model" / "bundles"
 STORES = ("memory:", "sqlite:", "redis://", "rediss://", "unix://")
 
 
+#: The value of `replicas` that is no number
+NODES = "nodes"
+
+
 class SettingError(ValueError):
     """A setting has a value it can't have."""
 
 
 def setting(
-    default: Any, help: str, choices: tuple[str, ...] = (), least: float | None = None, hidden: bool = False
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    hidden: bool = False,
+    word: str = "",
 ) -> Any:
-    """hidden: no flag and no row in the README; the environment can set it all the same."""
+    """hidden: no flag and no row in the README; the environment can set it all the same. word: what a number
+    may be replaced by, alone or as `word:...`."""
     return field(
-        default=default, metadata={"help": help, "choices": choices, "least": least, "hidden": hidden}
+        default=default,
+        metadata={"help": help, "choices": choices, "least": least, "hidden": hidden, "word": word},
     )
 
 
@@ -44,14 +58,41 @@ class Settings:
     direct_host: str = setting(
         "", "host name in direct_url, if clients know the replica by another than `host`"
     )
+    direct: str = setting(
+        "on",
+        "off: clients are told no direct_url, because they can't reach the replicas' own ports",
+        choices=("on", "off"),
+    )
     address: str = setting("", "Ray cluster to deploy to (auto, or ray://host:port); none: one of its own")
     models: str = setting(
         str(SHIPPED_BUNDLES),
         "directory of bundles to serve (or one bundle), or several with : between; a name may have versions",
     )
-    replicas: int = setting(1, "replicas of each model; more than one needs a shared store", least=1)
+    replicas: int | str = setting(
+        1,
+        "replicas of each model: a number, `nodes` (one on each node of the Ray cluster, also of those that"
+        " come later) or `nodes:RESOURCE` (on those with that custom resource); more than one needs a shared"
+        " store",
+        least=1,
+        word=NODES,
+    )
+    max_replicas: int = setting(
+        0,
+        "most replicas of each model, as many as its load needs, `replicas` the least; 0: no autoscaling",
+        least=0,
+    )
+    target_occupancy: float = setting(
+        0.6,
+        "share of its time (or room) in which each replica is to be busy, when they are scaled",
+        least=0.05,
+    )
+    scale_out_s: float = setting(20.0, "seconds that the load is too much before replicas are added", least=0)
+    scale_in_s: float = setting(300.0, "seconds that it is too little before any is stopped", least=0)
     device: str = setting("auto", "where the state lives: auto, cpu, cuda or cuda:N")
     num_gpus: float = setting(1.0, "share of a GPU each replica takes, where there is one", least=0)
+    num_cpus: float = setting(
+        0.0, "CPUs of the Ray cluster that each replica takes from others; 0: they are not counted", least=0
+    )
     precision: str = setting(
         "bf16",
         "what the weights are kept in: fp32, bf16 or int8; sums, gates and states are float32 in all",
@@ -71,7 +112,11 @@ class Settings:
     lease_s: float = setting(
         5.0, "seconds after which the sessions of a replica that is silent may be taken over", least=0.5
     )
-    history: int = setting(256, "newest steps of a session that it can be forked at or rewound to", least=0)
+    history: str = setting(
+        "256",
+        "how much of a session's past it can be forked at or rewound to: steps (256) or a time (2h), and for"
+        " some models another (256,ett=7d)",
+    )
     upgrade: str = setting(
         "replay",
         "what becomes of live sessions with a new version of their model: pin, replay or reset",
@@ -98,7 +143,19 @@ class Settings:
     )
     quantum: int = setting(512, "most steps of one request in one tick, however short it is", least=1)
     tick_steps: int = setting(2048, "most steps of all requests in one tick together", least=1)
-    max_queue: int = setting(8192, "requests waiting in a replica before 429", least=1)
+    max_requests: int = setting(
+        512,
+        "HTTP requests at once in a replica before 429, from the front door and on its own port each",
+        least=2,
+    )
+    max_wait_ms: float = setting(
+        500.0, "longest that a request of several steps may have to wait for others before 429", least=0
+    )
+    max_queue: int = setting(
+        8192, "requests waiting in a replica before 429, those of bulk bodies and streams included", least=1
+    )
+    max_connections: int = setting(10_000, "connections to a replica's own port, streams included", least=1)
+    request_timeout_s: float = setting(60.0, "seconds that a request may take to arrive", least=1)
     max_body_bytes: int = setting(
         8 * 1024 * 1024, "largest body of a request, and largest stream message", least=1024
     )
@@ -107,26 +164,80 @@ class Settings:
     max_traced_steps: int = setting(256, "most steps of one request that asks for gates", least=1)
     drain_s: float = setting(10.0, "seconds that running requests get to end at a stop", least=0)
     log_level: str = setting(
-        "warning", "least level that is logged", choices=("debug", "info", "warning", "error")
+        "info", "least level that is logged", choices=("debug", "info", "warning", "error")
     )
+    log_format: str = setting(
+        "auto",
+        "lines of the log, on stderr: text or json; auto: text on a terminal, else json",
+        choices=("auto", "text", "json"),
+    )
+    access_log: str = setting("off", "a line for every request: on or off", choices=("off", "on"))
+    slow_ms: float = setting(1000.0, "a request that took longer is logged; 0: none is", least=0)
+    traces: str = setting(
+        "", "OTLP/HTTP endpoint that OpenTelemetry traces go to, such as http://127.0.0.1:4318; none: off"
+    )
+    trace_ratio: float = setting(
+        1.0, "share of the requests that are traced, of those that do not say it themselves", least=0
+    )
+    log_to: str = setting("", "socket of the `cellstate serve` that shows this process's log", hidden=True)
 
     def __post_init__(self) -> None:
         for f in fields(self):
             check(f, getattr(self, f.name))
         direct_port_range(self)
+        retention(self, "")
         if not self.store.startswith(STORES):
             raise SettingError(f"store: {self.store!r} is not known; there are {', '.join(STORES)}")
         if self.store == "memory:" and self.durability in ("journal", "fsync"):
             raise SettingError(f"durability: memory: keeps nothing; {self.durability} needs another store")
+        if self.trace_ratio > 1:
+            raise SettingError(f"trace_ratio: must be at most 1, not {self.trace_ratio!r}")
+        if self.traces and not self.traces.startswith(("http://", "https://")):
+            raise SettingError(f"traces: must be the URL of an OTLP/HTTP endpoint, not {self.traces!r}")
         if self.address and self.store.startswith("sqlite:"):
             raise SettingError(
                 "store: sqlite: is for one machine; on a cluster (--address) give a redis:// that all of it"
                 " reaches, or memory: with one replica"
             )
-        if self.replicas > 1 and self.store == "memory:":
+        if self.replicas != 1 and self.store == "memory:":
             raise SettingError(
                 "replicas: more than 1 needs a store that replicas share; memory: is one replica's own"
             )
+        self._check_scale()
+
+    def _check_scale(self) -> None:
+        if self.target_occupancy > 1:
+            raise SettingError(f"target_occupancy: is a share, at most 1, not {self.target_occupancy:g}")
+        if self.max_replicas and self.store == "memory:":
+            raise SettingError(
+                "max_replicas: needs a store that replicas share; memory: is one replica's own"
+            )
+        if self.max_replicas and self.on_each_node:
+            raise SettingError(
+                "max_replicas: with replicas: nodes, the nodes are what decides; leave one of them"
+            )
+        if self.max_replicas and isinstance(self.replicas, int) and self.max_replicas < self.replicas:
+            raise SettingError(
+                f"max_replicas: must be at least replicas, {self.replicas}, not {self.max_replicas}"
+            )
+        if self.on_each_node and self.store.startswith("sqlite:"):
+            raise SettingError(
+                "replicas: nodes needs a redis:// store, which all nodes reach; sqlite: is a file"
+            )
+        if self.replicas == f"{NODES}:":
+            raise SettingError(
+                "replicas: nodes:RESOURCE names a custom resource of Ray's; nodes means all nodes"
+            )
+
+    @property
+    def on_each_node(self) -> bool:
+        """Whether there is to be one replica for each node."""
+        return isinstance(self.replicas, str)
+
+    @property
+    def node_resource(self) -> str:
+        """Of those nodes: the custom resource that they carry; "" if it is all nodes."""
+        return str(self.replicas).partition(":")[2] if self.on_each_node else ""
 
     @property
     def store_address(self) -> str:
@@ -153,6 +264,10 @@ def shown() -> list[Field[Any]]:
 def check(f: Field[Any], value: Any) -> None:
     """Raises SettingError unless the value fits the setting's choices and bounds."""
     choices, least = f.metadata["choices"], f.metadata["least"]
+    if isinstance(value, str) and f.metadata["word"]:
+        if value.partition(":")[0] != f.metadata["word"]:
+            raise SettingError(f"{f.name}: {value!r} is not a whole number or {f.metadata['word']}")
+        return
     if choices and value not in choices:
         raise SettingError(f"{f.name}: {value!r} is not one of {', '.join(choices)}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -173,15 +288,35 @@ def direct_port_range(settings: Settings) -> range:
     return ports
 
 
+def retention(settings: Settings, model: str) -> Retention:
+    """How much of the past of a model's sessions is kept."""
+    try:
+        return read_retention(settings.history, model)
+    except ValueError as error:
+        raise SettingError(f"history: {error}") from error
+
+
 def parse(f: Field[Any], text: str) -> Any:
     """A setting's value from its text, by the type of its default."""
-    if isinstance(f.default, str):
+    if isinstance(f.default, str) or (f.metadata["word"] and text.startswith(f.metadata["word"])):
         return text
     kind, noun = (int, "a whole number") if isinstance(f.default, int) else (float, "a number")
+    if f.metadata["word"]:
+        noun += f" or {f.metadata['word']}"
     try:
         return kind(text)
     except ValueError as error:
         raise SettingError(f"{f.name}: {text!r} is not {noun}") from error
+
+
+def one(name: str, environment: Mapping[str, str] | None = None) -> Any:
+    """A single setting from the environment, or its default. Raises SettingError."""
+    environment = os.environ if environment is None else environment
+    f = next(f for f in fields(Settings) if f.name == name)
+    text = environment.get(ENVIRONMENT_PREFIX + name.upper())
+    value = f.default if text is None else parse(f, text)
+    check(f, value)
+    return value
 
 
 def settings_table() -> str:

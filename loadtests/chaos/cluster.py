@@ -37,6 +37,7 @@ class Cluster:
         self, directory: Path, models: Path, nodes: int, replicas: int, lease_s: float, unsafe: str
     ) -> None:
         self._directory, self._wanted, self._started = directory, nodes, 0
+        self._count = replicas
         self._redis = RedisServer(directory / "redis")
         self._port = free_port()
         self._head: _Node | None = None
@@ -81,7 +82,7 @@ class Cluster:
         self._head = self._ray("--head", f"--port={self._port}")
         await self._reachable()
         self._nodes = [self._ray(f"--address=127.0.0.1:{self._port}") for _ in range(self._wanted)]
-        await self._deploy(self._settings.replicas)
+        await self._deploy(self._count)
         await wait_ready(self._settings.url, self._check)
 
     async def kill(self) -> int:
@@ -100,7 +101,7 @@ class Cluster:
         self._refill()
         for pid in self._replicas():
             tree.send(pid, signal.SIGCONT)
-        await self._deploy(self._settings.replicas)
+        await self._deploy(self._count)
         await wait_ready(self._settings.url, self._check)
 
     def _ray(self, *options: str) -> _Node:
@@ -207,10 +208,10 @@ class Cluster:
         return f"node {node.number}, {killed} processes; a new one after {away_s:.1f} s"
 
     async def _scale(self, rng: random.Random) -> str:
-        for count in (1, self._settings.replicas + 1):
+        for count in (1, self._count + 1):
             try:
                 await self._deploy(count, tries=1)
             except Failed:
                 return f"not to {count}: another fault was in the way"
             await asyncio.sleep(rng.uniform(1.0, 4.0))
-        return f"to 1, then to {self._settings.replicas + 1}"
+        return f"to 1, then to {self._count + 1}"

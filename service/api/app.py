@@ -9,54 +9,115 @@ import asyncio
 import json
 import logging
 import time
+from http import HTTPStatus
 
-from service.api.messages import ClientGone, Request, Response
+from service.api.messages import ClientGone, Intake, Request, Response
 from service.api.peers import PeerAway
-from service.api.problems import TABLE
+from service.api.problems import TABLE, code_in
 from service.api.routes import HANDOVER, ROUTES, STREAM, Handler, Site, hand_over, match, unanswered
 from service.api.websocket import Streams
 from service.asgi import Receive, Scope, Send
-from service.errors import CellstateError, Elsewhere, EngineFailure, MethodNotAllowed, NotFound
+from service.asked import PEER, REQUEST_ID
+from service.errors import (
+    CellstateError,
+    Elsewhere,
+    EngineFailure,
+    MethodNotAllowed,
+    NoCapacity,
+    NotFound,
+)
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import insisting
 
 log = logging.getLogger("cellstate.api")
 
+#: As nginx has it: nobody was there to be answered
+CLIENT_GONE = 499
+
 
 class Api:
     """Answers every request exactly once; whatever comes in, never a traceback and never a 500."""
 
-    def __init__(self, site: Site, max_body_bytes: int, counters: RequestCounters) -> None:
+    def __init__(self, site: Site, intake: Intake, counters: RequestCounters) -> None:
         self.site, self.counters = site, counters
-        self.streams = Streams()
-        self._limit = max_body_bytes
+        self.streams = Streams(site.watch)
+        self._intake = intake
 
     async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        template, model = "", ""
+        template = model = session_id = code = ""
+        request: Request | None = None
+        response: Response | None = None
+        watch, intake = self.site.watch, self._intake
+        asked = watch.begin(scope["headers"])
+        intake.running += 1
         try:
             try:
                 template, model, session_id = match(scope["path"])
+                if intake.running > intake.requests:
+                    self._check_room(scope["method"], template)
                 handler = _handler(template, scope["method"])
-                request = Request(scope, receive, self._limit, model, session_id)
+                request = Request(scope, receive, intake, model, session_id, asked.headers)
                 try:
                     response = await handler(self.site, request)
                 except Elsewhere as error:
                     response = await self._pass_on(error, handler, request)
+                    code = code_in(response.status, response.body)
             except CellstateError as error:
-                response = Response.of(error, TABLE[type(error)].status)
+                kind = TABLE[type(error)]
+                response, code = Response.of(error, kind.status), kind.code
+                watch.refused(error, template, self._known(model), session_id)
+            except (ClientGone, asyncio.CancelledError):
+                raise
+            except Exception:  # a bug of ours: its client still gets an answer, and the log the reason
+                about = {"event": "failure", "model": model, "session": session_id}
+                log.exception("a handler of %s failed", template, extra=about)
+                own = EngineFailure("the service met an error of its own; it is in its log", retry_after_s=1)
+                response, code = Response.of(own, 503), TABLE[EngineFailure].code
+            self._count(template, model, request, response.status, code, started)
+            if asked.named:
+                response.headers += ((REQUEST_ID, asked.id.encode()),)
+            await response.send(send, head=scope["method"] == "HEAD")
+            known = self._known(model)
+            watch.end(asked, scope["method"], template, known, session_id, response.status, started)
         except ClientGone:
-            return
+            self._count(template, model, request, CLIENT_GONE, "", started)
         except asyncio.CancelledError:
+            if response is None:  # else it was counted, and its client left while it was sent
+                self._count(template, model, request, CLIENT_GONE, "", started)
             raise
-        except Exception:  # a bug of ours: its client still gets an answer, and the log the reason
-            log.exception("a handler of %s failed", template)
-            own = EngineFailure("the service met an error of its own; it is in its log", retry_after_s=1)
-            response = Response.of(own, 503)
-        # A model name that is not one of ours is a client's invention: as a label it would be unbounded
-        known = model if model in self.site.endpoints else ""
-        self.counters.observe(known, template or "none", response.status, time.perf_counter() - started)
-        await response.send(send, head=scope["method"] == "HEAD")
+        finally:
+            intake.running -= 1
+            if request is not None and request.held:
+                intake.held -= request.held
+
+    def _check_room(self, method: str, template: str) -> None:
+        """More requests are here than may be: what moves no session is let in all the same. Raises
+        NoCapacity."""
+        if method == "POST" and template != HANDOVER:
+            self.counters.refused["requests"] += 1
+            raise NoCapacity("as many requests are here as may be; nothing was executed", retry_after_s=1)
+
+    def _known(self, model: str) -> str:
+        """A model name that is not one of ours is a client's invention: as a label it would be unbounded."""
+        return model if model in self.site.endpoints else ""
+
+    def _count(
+        self, template: str, model: str, request: Request | None, status: int, code: str, started: float
+    ) -> None:
+        endpoint, known, route = self.site.endpoints.get(model), self._known(model), template or "none"
+        if (
+            request is not None
+            and request.header(PEER) is not None
+            and endpoint is not None
+            and endpoint.peers is not None
+            and endpoint.peers.is_peer(request)
+        ):
+            self.counters.of_peers[known, route, status] += 1
+            return
+        self.counters.observe(known, route, status, time.perf_counter() - started)
+        if code:
+            self.counters.errors[known, code] += 1
 
     async def _pass_on(self, error: Elsewhere, handler: Handler, request: Request) -> Response:
         """The answer of the replica that owns the session; if that is away, the session is brought here."""
@@ -77,6 +138,8 @@ class Api:
         except NotFound:
             template = model = session_id = ""
         if template != STREAM:
+            self.counters.observe("", "none", HTTPStatus.NOT_FOUND, 0.0)
+            self.counters.errors["", TABLE[NotFound].code] += 1
             await receive()
             await send({"type": "websocket.close", "code": 4404})
             return

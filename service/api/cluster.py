@@ -7,20 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
 from model.versions import order
 from service.api.problems import PROBLEM_TYPE, TABLE, problem_json
+from service.api.targets import OWN, Target, host, scheme, targets_json
 from service.asgi import Receive, Scope, Send
+from service.asked import ASKED, Asked
 from service.errors import CellstateError, MethodNotAllowed, NotFound, Unavailable
+from service.sessions.counters import RequestCounters
 
 JSON = "application/json"
 HTML = "text/html; charset=utf-8"
+#: The name of this process where replicas have theirs
+DOOR = "door"
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -44,12 +52,14 @@ class Reply:
     content_type: str
     body: bytes
     headers: Mapping[str, str] | None = None
+    code: str = ""  # of the problem that it tells
 
 
 def refusal(error: CellstateError, headers: Mapping[str, str] | None = None) -> Reply:
     """The reply an error is."""
     retry = {"retry-after": str(error.facts["retry_after_s"])} if "retry_after_s" in error.facts else {}
-    return Reply(TABLE[type(error)].status, PROBLEM_TYPE, problem_json(error), {**retry, **(headers or {})})
+    kind, all_ = TABLE[type(error)], {**retry, **(headers or {})}
+    return Reply(kind.status, PROBLEM_TYPE, problem_json(error), all_, kind.code)
 
 
 class Cluster:
@@ -57,7 +67,8 @@ class Cluster:
 
     `replicas` lists those that live. `merge` makes one exposition of many, by replica. `describe` makes of
     the models' facts the OpenAPI document and the page that shows it; it may take its time, in a thread.
-    `door`: the front door of this machine, which must lead to the models before they count as ready.
+    `door`: the front door of this machine, which must lead to the models before they count as ready. `own`:
+    the exposition of this process alone, made of `requests`, `ready` and `living`.
     """
 
     def __init__(
@@ -69,8 +80,13 @@ class Cluster:
         client: httpx.AsyncClient | None = None,
         timeout_s: float = 5.0,
         door: str = "",
+        own: Callable[[], bytes] = bytes,
     ) -> None:
         self._door = door
+        self._own = own
+        self.requests = RequestCounters()
+        self.ready = False  # when it was last looked
+        self.living: dict[str, int] = dict.fromkeys(models, 0)  # replicas by model, likewise
         self._models = tuple(models)
         self._replicas = replicas
         self._merge = merge
@@ -79,9 +95,11 @@ class Cluster:
         # The environment's proxies are for the world outside, never for the replicas.
         self._client = client or httpx.AsyncClient(timeout=timeout_s, trust_env=False)
         self._timeout_s = timeout_s
-        self._routes: dict[str, Callable[[], Awaitable[Reply]]] = {
+        self._routes: dict[str, Callable[[Scope], Awaitable[Reply]]] = {
             "/v1/models": self._list_models,
             "/metrics": self._metrics,
+            "/metrics/targets": self._targets,
+            OWN: self._metrics_own,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
             "/openapi.json": self._openapi,
@@ -94,26 +112,39 @@ class Cluster:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
+            self._count("none", HTTPStatus.NOT_FOUND, TABLE[NotFound].code, 0.0)
             await receive()
             await send({"type": "websocket.close", "code": 4404, "reason": "no such path"})
             return
         if scope["type"] != "http":
             return
-        reply = await self._answer(scope["method"], scope["path"])
+        started, asked = time.perf_counter(), Asked(scope["headers"])
+        ASKED.set(asked)
+        reply = await self._answer(scope)
+        route = scope["path"] if scope["path"] in self._routes else "none"
+        self._count(route, reply.status, reply.code, time.perf_counter() - started)
         headers = {"content-type": reply.content_type, "content-length": str(len(reply.body))}
         headers |= reply.headers or {}
+        if asked.named:
+            headers["x-request-id"] = asked.id
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": reply.status, "headers": raw})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
 
-    async def _answer(self, method: str, path: str) -> Reply:
+    def _count(self, route: str, status: int, code: str, seconds: float) -> None:
+        self.requests.observe("", route, status, seconds)
+        if code:
+            self.requests.errors["", code] += 1
+
+    async def _answer(self, scope: Scope) -> Reply:
+        method, path = scope["method"], scope["path"]
         route = self._routes.get(path)
         if route is None:
             return self._unknown(path)
         if method not in ("GET", "HEAD"):
             return refusal(MethodNotAllowed(f"{path} takes GET, not {method}"), {"allow": "GET, HEAD"})
         try:
-            return await route()
+            return await route(scope)
         except CellstateError as error:
             return refusal(error)
 
@@ -124,7 +155,7 @@ class Cluster:
             return refusal(NotFound(f"no model {model!r}; served here: {known}"))
         return refusal(NotFound(f"no such path: {path}"))
 
-    async def _list_models(self) -> Reply:
+    async def _list_models(self, scope: Scope) -> Reply:
         return Reply(200, JSON, json.dumps({"models": await self._facts()}).encode())
 
     async def _facts(self) -> list[Facts]:
@@ -141,10 +172,10 @@ class Cluster:
             raise Unavailable(f"no replica of {', '.join(missing)} answers", retry_after_s=1)
         return [entries[name] for name in sorted(entries)]
 
-    async def _openapi(self) -> Reply:
+    async def _openapi(self, scope: Scope) -> Reply:
         return Reply(200, JSON, (await self._description())[0])
 
-    async def _docs(self) -> Reply:
+    async def _docs(self, scope: Scope) -> Reply:
         return Reply(200, HTML, (await self._description())[1])
 
     async def _description(self) -> tuple[bytes, bytes]:
@@ -154,15 +185,47 @@ class Cluster:
             self._described = identity, await asyncio.to_thread(self._describe, models)
         return self._described[1]
 
-    async def _metrics(self) -> Reply:
-        answers = await self._ask_all("/metrics")
+    async def _metrics(self, scope: Scope) -> Reply:
+        answers, _ = await asyncio.gather(self._ask_all("/metrics"), self._look())
         texts = {name: answer.text for name, answer in sorted(answers.items())}
-        return Reply(200, EXPOSITION, self._merge(texts))
+        return Reply(200, EXPOSITION, self._merge({DOOR: self._own().decode(), **texts}))
 
-    async def _healthz(self) -> Reply:
+    async def _metrics_own(self, scope: Scope) -> Reply:
+        await self._look()
+        return Reply(200, EXPOSITION, self._own())
+
+    async def _look(self) -> None:
+        """Brings up to date what the exposition of this process says of the others."""
+        living = Counter(replica.model for replica in await self._replicas())
+        self.living = {**dict.fromkeys(self._models, 0), **living}
+        try:
+            await self._check_ready()
+        except Unavailable:
+            self.ready = False
+        else:
+            self.ready = True
+
+    async def _targets(self, scope: Scope) -> Reply:
+        replicas = sorted(await self._replicas(), key=lambda replica: (replica.model, replica.replica))
+        found = [
+            Target(url.netloc, r.replica, (r.model,), scheme=url.scheme)
+            for r in replicas
+            if (url := urlsplit(r.url)).netloc
+        ]
+        here = host(scope)
+        if here:
+            found.append(Target(here, DOOR, path=OWN, scheme=scheme(scope)))
+        return Reply(200, JSON, targets_json(found))
+
+    async def _healthz(self, scope: Scope) -> Reply:
         return Reply(200, JSON, b'{"status":"ok"}')
 
-    async def _readyz(self) -> Reply:
+    async def _readyz(self, scope: Scope) -> Reply:
+        await self._check_ready()
+        return Reply(200, JSON, b'{"status":"ok"}')
+
+    async def _check_ready(self) -> None:
+        """Raises Unavailable unless every model can be had through the front door."""
         living = {replica.replica: replica.model for replica in await self._replicas()}
         answers = await self._ask_all("/readyz")
         ready = {living.get(name) for name in answers}
@@ -173,7 +236,6 @@ class Cluster:
             paths = [f"{self._door}/v1/models/{name}" for name in self._models]
             if None in await asyncio.gather(*(self._ask(path) for path in paths)):
                 raise Unavailable("the front door does not lead to every model yet", retry_after_s=1)
-        return Reply(200, JSON, b'{"status":"ok"}')
 
     async def _ask_all(self, path: str) -> dict[str, httpx.Response]:
         """The replies of status 200, by replica."""

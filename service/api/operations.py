@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from service.api import schemas
 from service.api.routes import MODEL, SAFETENSORS, SESSION, STREAM
+from service.api.targets import OWN
 from service.errors import (
     BadRequest,
     CellstateError,
@@ -243,7 +244,26 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "metrics",
         "Service",
         "Prometheus metrics",
-        "In the text exposition format.",
+        "In the text exposition format: of every replica at the front door, each under the label `replica`.",
+        {200: Reply("The exposition.", media=TEXT)},
+        (EngineFailure,),
+    ),
+    ("/metrics/targets", "GET"): Operation(
+        "metricsTargets",
+        "Service",
+        "Whom Prometheus should scrape",
+        "Every replica that lives, by its own address, for Prometheus' `http_sd_configs`. All its samples get"
+        " the label `replica`; `__meta_cellstate_model` is there for relabelling. A replica comes and goes"
+        " within seconds. A process that serves alone names itself.",
+        {200: Reply("The targets.", schemas.MetricsTargets)},
+        (EngineFailure,),
+    ),
+    (OWN, "GET"): Operation(
+        "metricsOfProcess",
+        "Service",
+        "Prometheus metrics of one process",
+        "Of the process that answers, alone: at the front door, of the door. A replica's are at its own"
+        " address.",
         {200: Reply("The exposition.", media=TEXT)},
         (EngineFailure,),
     ),

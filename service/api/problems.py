@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from pydantic import ValidationError
 
+from service.asked import ASKED
 from service.errors import (
     BadRequest,
     CellstateError,
@@ -28,6 +30,7 @@ from service.errors import (
     StepConflict,
     Stopping,
     TooLarge,
+    TooSlow,
     Unavailable,
     UnsupportedMediaType,
     VersionConflict,
@@ -53,6 +56,7 @@ TABLE: dict[type[CellstateError], Kind] = {
     BadRequest: Kind(400, "bad_request", "The request can't be read"),
     InvalidValue: Kind(422, "invalid_value", "A value is not acceptable"),
     TooLarge: Kind(413, "too_large", "The request is too large"),
+    TooSlow: Kind(408, "timeout", "The request is too slow"),
     UnsupportedMediaType: Kind(415, "unsupported_media_type", "The body is of another type"),
     NotFound: Kind(404, "not_found", "There is no such thing here", 4404),
     MethodNotAllowed: Kind(405, "method_not_allowed", "The path does not take this method"),
@@ -73,9 +77,11 @@ TABLE: dict[type[CellstateError], Kind] = {
     EngineFailure: Kind(503, "engine_failure", "The engine could not run the request"),
 }
 
+BY_CODE = {kind.code: kind for kind in TABLE.values()}
+
 
 def problem(error: CellstateError) -> dict[str, Any]:
-    """The problem object of an error."""
+    """The problem object of an error, with the id of the request that is being answered."""
     kind = TABLE[type(error)]
     return {
         "type": f"/docs#{kind.code}",
@@ -84,11 +90,23 @@ def problem(error: CellstateError) -> dict[str, Any]:
         "detail": error.detail,
         "code": kind.code,
         **error.facts,
+        **({"request_id": asked.id} if (asked := ASKED.get()) is not None else {}),
     }
 
 
 def problem_json(error: CellstateError) -> bytes:
     return json.dumps(problem(error)).encode()
+
+
+def code_in(status: int, body: bytes) -> str:
+    """The code that another replica's answer tells; empty if that is no problem."""
+    if status < HTTPStatus.BAD_REQUEST:
+        return ""
+    try:
+        code = json.loads(body)["code"]
+    except (ValueError, TypeError, KeyError):
+        code = ""
+    return code if code in BY_CODE else TABLE[CellstateError].code
 
 
 def from_validation(error: ValidationError) -> BadRequest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -15,7 +15,7 @@ from model.versions import order
 from service.api.endpoint import ModelEndpoint, check_session_id
 from service.api.messages import JSON, Request, Response, parse
 from service.api.peers import PeerAway
-from service.api.problems import from_validation, problem
+from service.api.problems import BY_CODE, TABLE, Kind, from_validation, problem
 from service.api.render import dumps
 from service.api.schemas import (
     BulkItem,
@@ -25,7 +25,10 @@ from service.api.schemas import (
     OpenBody,
     RewindBody,
 )
+from service.api.targets import OWN, Target, host, scheme, targets_json
+from service.api.watch import Watch
 from service.errors import CellstateError, Elsewhere, InvalidValue, Moving, NotFound, Unavailable
+from service.sessions.counters import RequestCounters
 from service.sessions.custody import insisting
 from service.sessions.inputs import Steps
 from service.sessions.replies import PLAIN, Reply, StepCommand
@@ -43,8 +46,11 @@ class Site:
     endpoints: Mapping[str, ModelEndpoint]
     ready: Callable[[], bool]
     metrics: Callable[[], tuple[bytes, str]]  # the exposition and its content type
+    replica: Callable[[], str]  # the name of this process
+    counters: RequestCounters
     openapi: Callable[[], bytes]
     docs: Callable[[], bytes]
+    watch: Watch = field(default_factory=Watch)
 
     def endpoint(self, model: str) -> ModelEndpoint:
         try:
@@ -149,6 +155,7 @@ async def bulk_step(site: Site, request: Request) -> Response:
         if number % BULK_SLICE == 0:
             await endpoint.turns.next()
     results: list[bytes] = []
+    failed: dict[int, Kind] = {}  # by place
     elsewhere: dict[str, list[int]] = {}  # places of requests for sessions of other replicas, by address
     for number, future in enumerate(futures, 1):
         try:
@@ -159,19 +166,32 @@ async def bulk_step(site: Site, request: Request) -> Response:
             results.append(endpoint.small_answer(reply) if small else await endpoint.answer(reply))
         except Elsewhere as error:
             elsewhere.setdefault(error.address, []).append(number - 1)
+            failed[number - 1] = TABLE[Elsewhere]
             results.append(_error(error))
         except CellstateError as error:
+            failed[number - 1] = TABLE[type(error)]
             results.append(_error(error))
+            site.watch.refused(error, MODEL + "/steps", request.model)
         if number % BULK_SLICE == 0:
             await endpoint.turns.next()
-    if elsewhere and endpoint.peers is not None and not endpoint.peers.is_peer(request):
+    of_peer = endpoint.peers is not None and endpoint.peers.is_peer(request)
+    if elsewhere and endpoint.peers is not None and not of_peer:
         await asyncio.gather(
             *(
-                _pass_on(endpoint, address, places, raw, commands, results)
+                _pass_on(endpoint, address, places, raw, commands, results, failed)
                 for address, places in elsewhere.items()
             )
         )
+    if not of_peer:  # else the replica that the client asked counts them
+        _count_items(site.counters, request.model, len(results), failed)
     return Response(200, b'{"results":[' + b",".join(results) + b"]}")
+
+
+def _count_items(counters: RequestCounters, model: str, all_: int, failed: Mapping[int, Kind]) -> None:
+    counters.bulk_items[model, int(HTTPStatus.OK)] += all_ - len(failed)
+    for kind in failed.values():
+        counters.bulk_items[model, kind.status] += 1
+        counters.errors[model, kind.code] += 1
 
 
 async def _pass_on(
@@ -181,6 +201,7 @@ async def _pass_on(
     raw: bytes,
     commands: Sequence[StepCommand | None],
     results: list[bytes],
+    failed: dict[int, Kind],
 ) -> None:
     """Has another replica answer its requests of a bulk body; if it is away, they are answered here."""
     assert endpoint.peers is not None  # noqa: S101  nothing is elsewhere otherwise
@@ -195,6 +216,9 @@ async def _pass_on(
     if found is not None:
         for place, one in zip(places, found, strict=True):
             results[place] = dumps(one).encode()
+            failed.pop(place)
+            if "error" in one:
+                failed[place] = BY_CODE.get(one["error"]["code"], TABLE[CellstateError])
         return
     futures: list[asyncio.Future[Reply] | CellstateError] = []
     for place in places:
@@ -213,7 +237,9 @@ async def _pass_on(
             if isinstance(future, CellstateError):
                 raise future
             results[place] = await endpoint.answer(await future)
+            failed.pop(place)
         except CellstateError as error:
+            failed[place] = TABLE[type(error)]
             results[place] = _error(error)
 
 
@@ -258,6 +284,15 @@ async def metrics(site: Site, request: Request) -> Response:
     return Response(200, body, content_type)
 
 
+async def metrics_targets(site: Site, request: Request) -> Response:
+    address = host(request.scope)
+    found = []
+    if address:
+        models = sorted(site.endpoints)
+        found.append(Target(address, site.replica(), models, scheme=scheme(request.scope)))
+    return Response(200, targets_json(found))
+
+
 async def openapi(site: Site, request: Request) -> Response:
     return Response(200, site.openapi())
 
@@ -288,6 +323,8 @@ ROUTES: dict[str, dict[str, Handler]] = {
     "/healthz": {"GET": healthz},
     "/readyz": {"GET": readyz},
     "/metrics": {"GET": metrics},
+    "/metrics/targets": {"GET": metrics_targets},
+    OWN: {"GET": metrics},
     "/openapi.json": {"GET": openapi},
     "/docs": {"GET": docs},
 }

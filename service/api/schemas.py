@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, RootModel
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$"
 SessionId = Annotated[str, Field(pattern=SESSION_ID_PATTERN)]
@@ -198,6 +198,7 @@ class Problem(BaseModel):
     expected_step: int | None = Field(None, description="the session's next step")
     retry_after_s: int | None = Field(None, description="seconds to wait before the next try")
     limit: int | None = Field(None, description="what the request may have at most, in bytes or steps")
+    request_id: str | None = Field(None, description="by which the service's log knows the request")
 
 
 class ItemError(BaseModel):
@@ -273,6 +274,17 @@ class Health(BaseModel):
     """The answer to a probe."""
 
     status: Literal["ok"]
+
+
+class MetricsTarget(BaseModel):
+    """One process, as Prometheus' HTTP service discovery has it."""
+
+    targets: list[str] = Field(description="its address as host:port")
+    labels: dict[str, str] = Field(description="replica, __meta_cellstate_model, maybe __metrics_path__")
+
+
+class MetricsTargets(RootModel[list[MetricsTarget]]):
+    """Whom Prometheus should scrape."""
 
 
 class Document(BaseModel):

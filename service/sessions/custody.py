@@ -37,11 +37,13 @@ from service.errors import (
     Unavailable,
     VersionConflict,
 )
+from service.logs import Repeated
 from service.sessions.counters import Counters
 from service.sessions.inputs import InputReader
 from service.sessions.lease import Lease
 from service.sessions.neighbours import Neighbours, Release
 from service.sessions.record import CorruptRecord, check, raw_inputs, span
+from service.sessions.retention import Retention
 from service.sessions.session import Session
 from service.sessions.stores.protocol import (
     Absent,
@@ -55,6 +57,7 @@ from service.sessions.stores.protocol import (
     Saved,
     Stale,
     Store,
+    StoreAway,
     StoreError,
     StoreFault,
 )
@@ -96,11 +99,11 @@ States = NDArray[np.float32]
 
 @dataclass(slots=True, frozen=True)
 class Upkeep:
-    """history: steps that can be forked from or gone back to, at least. upgrade: what becomes of a session of
+    """history: what can be forked from or gone back to, at least. upgrade: what becomes of a session of
     another version of the model: pin, replay or reset. specs: of the versions that are known, by digest."""
 
     window: int
-    history: int
+    history: Retention
     upgrade: str
     specs: Mapping[str, ModelSpec] = field(default_factory=dict)
 
@@ -124,6 +127,7 @@ class Custody:
         *,
         trusted: bool = True,
     ) -> None:
+        self.store_kind = type(store).__name__.removesuffix("Store").lower()
         self.store, self._bundle, self._engine, self._upkeep = store, bundle, engine, upkeep
         self._counters, self._run, self._neighbours = counters, run, Neighbours(release)
         self._reader = InputReader(bundle.spec, 1)
@@ -135,6 +139,7 @@ class Custody:
         self._address = ""
         self._sweeping: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._repeated = Repeated(log)
         self._replayed = self._written = 0.0  # seconds, of a step run again and of a snapshot, on average
 
     async def start(self, address: str) -> None:
@@ -148,7 +153,7 @@ class Custody:
         """Ends what nobody has come back for, now and then."""
         while True:
             await asyncio.sleep(SWEEP_S * random.uniform(0.5, 1.5))  # noqa: S311  replicas take turns
-            await _quietly(self.store.sweep())
+            await _quietly(self.store.sweep(), self._repeated)
 
     async def stop(self) -> None:
         """Leaves the store; sessions that were not released are as if the replica had died."""
@@ -172,13 +177,18 @@ class Custody:
         SessionLost or Moving."""
         deadline = self._loop.time() + self.store.lease_s + PATIENCE_S
         window = max(self._upkeep.window, 1)
-        ask = None if by_step else opening
+        ask, owner = None if by_step else opening, ""
+        handed_over = False
         while True:
             found = await self.store.claim(session_id, ask, window)
             if isinstance(found, Image):
                 if not found.opened and found.idle_s >= found.ttl_s:
                     await self.store.end(session_id, found.epoch, Ending.EXPIRED)
+                    self._tell(logging.DEBUG, "expired", "a session has expired", session=session_id)
                     continue
+                if handed_over or found.taken:
+                    self._counters.takeovers["lease" if found.taken else "handed over"] += 1
+                    self._came(session_id, owner, taken=found.taken)
                 return found
             if isinstance(found, Absent):
                 known = found.ending in (Ending.EXPIRED, Ending.LOST)
@@ -190,9 +200,10 @@ class Custody:
             settled = found.held_s >= SETTLED_S
             if not mine and not (insist or (pull and settled)):
                 raise Elsewhere(found.address)
+            owner = found.address
             let_go = None if mine else await self._neighbours.release(found, session_id)
+            handed_over = bool(let_go)
             if let_go:
-                self._counters.takeovers["handed over"] += 1
                 continue
             if let_go is False:
                 raise Elsewhere(found.address)
@@ -200,12 +211,24 @@ class Custody:
                 raise Moving(f"the replica that owns session {session_id} does not answer", retry_after_s=1)
             await self._neighbours.wait(found)
 
+    def _came(self, session_id: str, owner: str, *, taken: bool) -> None:
+        event, told = "moved", "a session came from another replica"
+        if taken:
+            event, told = "taken_over", "a session was taken over from a replica that is gone"
+        self._tell(logging.INFO, event, told, session=session_id, owner=owner)
+
+    def _tell(self, level: int, event: str, message: str, **about: str) -> None:
+        """What may happen to thousands of sessions in a second: the first one's line, and how many more."""
+        model = self._bundle.name
+        if log.isEnabledFor(logging.DEBUG):
+            log.log(level, message, extra={"event": event, "model": model, **about})
+        else:
+            self._repeated.tell(event, level, message, event=event, model=model, **about)
+
     def _absent(self, session_id: str, ending: Ending | None) -> CellstateError:
         if ending is Ending.EXPIRED:
-            self._counters.lost["expired"] += 1
             return SessionExpired(f"session {session_id} was idle for longer than its time to live")
         if ending is Ending.LOST:
-            self._counters.lost["process"] += 1
             return SessionLost(f"session {session_id} was kept in the memory of a process that ended")
         return SessionNotFound(f"there is no session {session_id}; step 0 opens it")
 
@@ -311,6 +334,9 @@ class Custody:
             raise
         session.state, session.saved_step = state, image.next_step
         self._counters.upgraded[self._upkeep.upgrade] += 1
+        told = "a session of another version goes on with this one"
+        versions = {"version": self._bundle.version, "before": image.version}
+        self._tell(logging.INFO, "upgraded", told, session=session.id, **versions)
 
     async def _replayed_whole(self, session: Session, image: Image) -> StateHandle:
         """The state that this version of the model comes to by all that is kept of the session's inputs."""
@@ -347,24 +373,44 @@ class Custody:
         due = [session for session in sessions if session.next_step - session.saved_step >= SNAPSHOT_STEPS]
         if not due:
             return
-        keepings = []
+        keepings, now = [], self._loop.time()
         for session in due:
             saved = Saved(session.next_step, pack(self._engine.read(session.state)))
-            keep_from = max(0, session.next_step - max(self._upkeep.window, self._upkeep.history))
-            keepings.append(Keeping(session.id, session.epoch, saved, keep_from))
+            keepings.append(Keeping(session.id, session.epoch, saved, self._keep_from(session, now)))
             session.saved_step = session.next_step
         self.in_background(self._save(keepings))
+
+    def _keep_from(self, session: Session, now: float) -> int:
+        history, marks = self._upkeep.history, session.marks or []
+        session.marks = history.marked(session.next_step, marks, now)
+        window = max(0, session.next_step - self._upkeep.window)
+        return min(window, history.keep_from(session.next_step, marks, now))
 
     async def _save(self, keepings: list[Keeping]) -> None:
         began = self._loop.time()
         await self.store.save(keepings)
+        self._counters.snapshots += len(keepings)
+        self._counters.snapshot_bytes += sum(len(keeping.snapshot.data) for keeping in keepings)
         self._written = _average(self._written, (self._loop.time() - began) / len(keepings))
 
     def in_background(self, work: Awaitable[None]) -> None:
         """Does what no request waits for; that it failed is logged, and made up for by a later one."""
-        task = self._loop.create_task(_quietly(work))
+        task = self._loop.create_task(_quietly(work, self._repeated))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def commit_failed(self, error: BaseException, sessions: int) -> None:
+        """Steps were run that the store did not take; their requests are told."""
+        name = type(error).__name__
+        self._repeated.tell(
+            ("commit", name),
+            logging.WARNING,
+            "the store did not take steps; their requests are told",
+            event="commit_failed",
+            error=f"{name}: {error}",
+            model=self._bundle.name,
+            sessions=sessions,
+        )
 
     # A session leaves
 
@@ -426,7 +472,7 @@ class Custody:
         """The session goes on at `step` from that state. keep: what was before it stays its past."""
         saved = Saved(step, pack(values))
         await self.store.rewrite(self._rewriting(session, saved, keep=keep, snapshots=keep))
-        session.saved_step = step
+        session.saved_step, session.marks = step, None
 
     async def end(self, session: Session, ending: Ending) -> None:
         await self.store.end(session.id, session.epoch, ending)
@@ -476,11 +522,18 @@ def told(error: BaseException) -> CellstateError:
     return Unavailable(f"{type(error).__name__}: {error}", retry_after_s=1)
 
 
-async def _quietly(work: Awaitable[object]) -> None:
+def reason_of(error: BaseException) -> str:
+    """The same as a label: one of few words."""
+    kinds = {StoreAway: "away", Stale: "stale", Fenced: "fenced", StoreFault: "fault"}
+    return next((word for kind, word in kinds.items() if isinstance(error, kind)), "other")
+
+
+async def _quietly(work: Awaitable[object], repeated: Repeated) -> None:
     try:
         await work
     except StoreError as error:
-        log.warning("the store did not take it: %s", error)
+        told = "what no request waits for was not stored, and will be again"
+        repeated.tell("quietly", logging.WARNING, told, event="store_refused", error=str(error))
 
 
 def _average(old: float, new: float) -> float:

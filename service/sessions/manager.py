@@ -9,12 +9,14 @@ states; the store keeps what was committed; this file decides.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
 from model.bundle import Bundle
+from service.asked import current_trace
 from service.engine.engine import Engine
 from service.engine.jobs import DONE, Job, Phase, Place
 from service.engine.loop import EngineLoop
@@ -26,20 +28,27 @@ from service.errors import (
     StepConflict,
     Stopping,
     Unavailable,
+    VersionConflict,
 )
 from service.sessions.actions import Actions
 from service.sessions.counters import Counters
-from service.sessions.jobs import job_for, reply_of
+from service.sessions.jobs import job_for, reply_of, steps_of
 from service.sessions.register import Limits, Register
-from service.sessions.replies import Reply, StepCommand
+from service.sessions.replies import PLAIN, Reply, StepCommand
 from service.sessions.residence import Residence
 from service.sessions.session import Session, Ticket
 from service.sessions.snapshot import Snapshot
 from service.sessions.store import Ending, Pending, StepRecord, Store, failure_of
+from service.sessions.times import add_commit, add_tick
 from service.sessions.window import Committed
 
 T = TypeVar("T")
 Finished = tuple[Ticket, Job, Reply]
+
+#: A request may wait for others as many times as long as it takes itself, however long that is
+PATIENCE = 8
+#: Most seconds that a client is told to stay away
+LONGEST_S = 30
 
 
 class SessionManager:
@@ -56,6 +65,7 @@ class SessionManager:
         self.bundle, self.engine, self.store, self.limits = bundle, engine, store, limits
         self.counters = Counters()
         self.draining = False
+        self.traced = False  # whether any request may be
         self._loop = asyncio.get_running_loop()
         self._residence = Residence(engine, store, limits.host_sessions, self.counters, self._on_fetched)
         self._register = Register(self._residence, store, limits, self.counters, clock)
@@ -69,6 +79,11 @@ class SessionManager:
     def __len__(self) -> int:
         return len(self._register)
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that were accepted and are not answered."""
+        return self._in_flight
+
     def holds(self, session_id: str) -> bool:
         """Whether the session is here, or on its way."""
         return self._register.get(session_id) is not None
@@ -80,7 +95,8 @@ class SessionManager:
     def places(self) -> dict[str, int]:
         """Open sessions, by the place of their state."""
         device, host, store = self.engine.resident, self.engine.on_host, self.engine.host.stored
-        return {"device": device, "host": host, "store": store, "fresh": len(self) - device - host - store}
+        fresh = max(0, len(self) - device - host - store)  # a fork's state may be here before its session
+        return {"device": device, "host": host, "store": store, "fresh": fresh}
 
     def expires_in(self, session: Session) -> float:
         """Seconds until a session ends if nothing comes before."""
@@ -171,14 +187,22 @@ class SessionManager:
         """
         self._check_accepting()
         session = self._register.get(command.session_id)
+        if len(command.steps) > 1 or command.options is not PLAIN:
+            self._check_wait(command, session)
         if session is None:
             session = self._unknown(command.session_id, command.step == 0, pull)
-        return self._enqueue(session, Ticket(self._loop.create_future(), command, session=session))
+        ticket = Ticket(self._loop.create_future(), command, session=session)
+        if self.traced:
+            ticket.trace = current_trace()
+        return self._enqueue(session, ticket)
 
     def predict(self, command: StepCommand) -> asyncio.Future[Reply]:
         """A sequence from zeros, without a session; the command's `session_id` and `step` mean nothing."""
         self._check_accepting()
+        self._check_wait(command, None)
         ticket = Ticket(self._loop.create_future(), command)
+        if self.traced:
+            ticket.trace = current_trace()
         self._accept(ticket)
         self._start(ticket)
         return ticket.future
@@ -296,6 +320,21 @@ class SessionManager:
             self.counters.rejected["queue"] += 1
             raise NoCapacity(f"{self._in_flight} requests are waiting, which is the most", retry_after_s=1)
 
+    def _check_wait(self, command: StepCommand, session: Session | None) -> None:
+        """Raises NoCapacity if the request would wait too long for those before it. A retry does not wait;
+        what is new may wait half as long as what goes on."""
+        if session is not None and command.step is not None and command.step < session.next_step:
+            return
+        steps, trace = steps_of(command, self.bundle.spec), command.options.gates
+        wait = self.engine.wait(steps, trace)
+        most = max(self.limits.wait_s, PATIENCE * self.engine.duration(steps, trace))
+        if wait > (most if session is not None else most / 2):
+            self.counters.rejected["wait"] += 1
+            raise NoCapacity(
+                f"the steps asked for before would keep this request waiting for {wait:.1f} s",
+                retry_after_s=min(math.ceil(wait), LONGEST_S),
+            )
+
     def _accept(self, ticket: Ticket) -> None:
         self._check_queue()
         self._in_flight += 1
@@ -410,6 +449,7 @@ class SessionManager:
         if tick.batch:
             counters.tick_seconds.observe(tick.seconds)
             counters.batch_size.observe(tick.batch)
+            counters.engine_steps += tick.steps
         finished: list[Finished] = []
         for job in ended:
             ticket = self._tickets.pop(job, None)
@@ -425,13 +465,18 @@ class SessionManager:
                     self._release(ticket, EngineFailure(f"{type(error).__name__}: {error}", retry_after_s=1))
                     continue
                 if ticket.session is None:
+                    if ticket.trace is not None:
+                        add_tick([(ticket.trace, job)], tick, self.engine.clock())
                     self.engine.commit(job)
+                    counters.predicted += len(ticket.command.steps)
                     self._finish(ticket, reply)
                 else:
                     finished.append((ticket, job, reply))
             else:
                 self._release(ticket, self._why_not(ticket, job))
         if finished:
+            if self.traced:
+                add_tick(((ticket.trace, job) for ticket, job, _ in finished), tick, self.engine.clock())
             self._commit(finished)
         self._residence.tidy_soon()
 
@@ -466,7 +511,13 @@ class SessionManager:
         self, finished: list[Finished], records: list[StepRecord], started: float, pending: Pending
     ) -> None:
         error = None if pending is None else failure_of(pending)
-        self.counters.commit_seconds.observe(self.engine.clock() - started)
+        ended = self.engine.clock()
+        self.counters.commit_seconds.observe(ended - started)
+        if self.traced:
+            traces = (ticket.trace for ticket, _, _ in finished)
+            add_commit(traces, started, ended, "memory", 0, error is not None)
+        if error is not None:
+            self.counters.commit_failures["other"] += 1
         now = self._register.clock()
         for (ticket, job, reply), record in zip(finished, records, strict=True):
             session = ticket.session
@@ -498,9 +549,18 @@ class SessionManager:
     def _finish(self, ticket: Ticket, result: Any = None, error: BaseException | None = None) -> None:
         """The one place where an accepted request ends."""
         self._in_flight -= 1
+        if error is not None:
+            self._count(ticket, error)
         ticket.settle(result, error)
         if self.draining and not self._in_flight:
             self._quiet.set()
+
+    def _count(self, ticket: Ticket, error: BaseException) -> None:
+        """Of the ways to fail, those that are not counted where they are found."""
+        if isinstance(error, StepConflict) and ticket.command is None:
+            self.counters.conflicts["history"] += 1
+        elif isinstance(error, VersionConflict):
+            self.counters.conflicts["version"] += 1
 
     def _unopen(self, session: Session) -> None:
         """Takes back a session that a step opened and that never moved."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from model.bundle import Bundle
+from service.asked import current_trace
 from service.engine.engine import Engine
 from service.engine.jobs import COMMITTED, DONE, Job, Place
 from service.errors import (
@@ -24,10 +25,13 @@ from service.errors import (
     EngineFailure,
     Moving,
     NoCapacity,
+    SessionDamaged,
     SessionExists,
+    SessionExpired,
+    SessionLost,
     SessionNotFound,
 )
-from service.sessions.custody import INSIST, TOGETHER, Custody, States, Upkeep, pack, told
+from service.sessions.custody import INSIST, TOGETHER, Custody, States, Upkeep, pack, reason_of, told
 from service.sessions.inputs import InputReader
 from service.sessions.jobs import check_horizon
 from service.sessions.manager import Finished, SessionManager
@@ -51,6 +55,7 @@ from service.sessions.stores.protocol import (
     StoreAway,
     StoreFault,
 )
+from service.sessions.times import add_commit
 from service.sessions.window import ReplayWindow
 
 log = logging.getLogger("cellstate")
@@ -118,9 +123,13 @@ class SharedManager(SessionManager):
             try:
                 await self.custody.let_go(some)
             except Exception as error:  # noqa: BLE001  they come back when the lease has run out
-                log.warning("%d sessions were not released: %s", len(some), error)
+                about = {"event": "not_released", "sessions": len(some)}
+                log.warning("sessions were not released: %s", error, extra=about)
             else:
                 self.counters.released += len(some)
+        if mine:
+            about = {"event": "released", "sessions": len(mine), "model": self.bundle.name}
+            log.info("sessions are released for others", extra=about)
 
     async def stop(self) -> None:
         """Ends the work with the store. After `close`."""
@@ -268,13 +277,15 @@ class SharedManager(SessionManager):
         return session
 
     async def _bring(self, session: Session, opening: Opening | None, pull: bool, by_step: bool) -> None:
-        joined = self.custody.lease.joined
+        joined, trace, began = self.custody.lease.joined, current_trace(), self.engine.clock()
         try:
             image = await self.custody.claim(session.id, opening, pull, INSIST.get(), by_step)
         except Exception as error:  # noqa: BLE001  those who wait are told, whatever it is
             session.current = None
             self._unload(session, told(error), opened=opening is not None)
             return
+        if trace is not None:
+            trace.add("claim", began, self.engine.clock(), {"store": self.custody.store_kind})
         home = self._versions.get(image.digest, self._newest)
         if home is self:
             await self._settle_in(session, image, opening, joined)
@@ -282,6 +293,7 @@ class SharedManager(SessionManager):
             self._pass_over(session, image, opening, home, joined)
 
     async def _settle_in(self, session: Session, image: Image, opening: Opening | None, joined: int) -> None:
+        trace, began = current_trace(), self.engine.clock()
         try:
             await self.custody.restore(session, image)
             if joined != self.custody.lease.joined:
@@ -290,8 +302,12 @@ class SharedManager(SessionManager):
             session.current = None
             self._unload(session, told(error), opened=opening is not None)
             return
+        if trace is not None and image.next_step:
+            behind = image.next_step - (0 if image.snapshot is None else image.snapshot.step)
+            trace.add("restore", began, self.engine.clock(), {"steps": behind})
         session.newly, session.current = image.opened, None
         self.counters.opened += image.opened
+        self.counters.claimed += not image.opened
         self._register.settle(session)
         self._residence.tidy_soon()
         self._advance(session)
@@ -379,8 +395,17 @@ class SharedManager(SessionManager):
         # Where the store has it now is not known; what is in memory alone is where it was
         unknown = isinstance(error, StoreAway) and session.durability != "none"
         if unknown or isinstance(error, Stale | Fenced):
-            self.counters.dropped[type(error).__name__] += 1
+            self.counters.dropped[reason_of(error)] += 1
             self._unload(session)
+
+    def _count(self, ticket: Ticket, error: BaseException) -> None:
+        super()._count(ticket, error)
+        if isinstance(error, SessionExpired):
+            self.counters.lost["expired"] += 1
+        elif isinstance(error, SessionLost):
+            self.counters.lost["process"] += 1
+        elif isinstance(error, SessionDamaged):
+            self.counters.lost["damaged"] += 1
 
     # How: commits
 
@@ -448,7 +473,12 @@ class SharedManager(SessionManager):
         pending: asyncio.Future[None] | None,
     ) -> None:
         error = None if pending is None else failure_of(pending)
-        self.counters.commit_seconds.observe(self.engine.clock() - started)
+        ended = self.engine.clock()
+        self.counters.commit_seconds.observe(ended - started)
+        if self.traced:
+            size = sum(len(entry.record) for entry in entries)
+            traces = (ticket.trace for ticket, _, _ in kept)
+            add_commit(traces, started, ended, self.custody.store_kind, size, error is not None)
         if error is not None:
             self._refused(kept, error)
         else:
@@ -472,7 +502,8 @@ class SharedManager(SessionManager):
         else nobody here knows where they are."""
         if isinstance(error, Fenced):
             self.custody.lease.lost()
-        self.counters.dropped[type(error).__name__] += len(kept)
+        self.counters.commit_failures[reason_of(error)] += 1
+        self.custody.commit_failed(error, len(kept))
         for ticket, job, _ in kept:
             self.engine.abort(job)
             session, why = _session(ticket), told(error)
@@ -484,6 +515,7 @@ class SharedManager(SessionManager):
             if isinstance(error, Stale) and error.sessions and session.id not in error.sessions:
                 self._advance(session)  # another one's step spoilt the commit
             else:
+                self.counters.dropped[reason_of(error)] += 1
                 self._unload(session)
 
     def _on_lost(self) -> None:

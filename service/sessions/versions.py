@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Sequence
 
 from service.errors import InvalidValue
+from service.sessions.lease import Lease
 from service.sessions.manager import SessionManager
 from service.sessions.replies import Reply, StepCommand
 from service.sessions.session import Session
@@ -47,6 +48,12 @@ class Versions:
     def by_digest(self, digest: str) -> SessionManager | None:
         """The version with that digest, if it is served here."""
         return self._by_digest.get(digest)
+
+    def lease_of(self, manager: SessionManager) -> Lease | None:
+        """The lease of all versions, by the newest one's manager; None by others, and without a store."""
+        return (
+            manager.custody.lease if isinstance(manager, SharedManager) and manager is self.newest else None
+        )
 
     def places(self) -> dict[str, int]:
         """Open sessions of all versions, by the place of their state."""

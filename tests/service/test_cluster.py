@@ -184,3 +184,21 @@ async def test_it_is_not_ready_before_the_front_door_leads_to_the_models() -> No
     leads.answers["/v1/models/a"] = (200, "application/json", b"{}")
     opened = await ask(make_cluster(["a"], r1=leads, door="http://r1"), "/readyz")
     assert opened.status_code == 200
+
+
+async def test_prometheus_is_told_of_every_replica() -> None:
+    cluster = make_cluster(["a", "b"], r2=FakeReplica("b"), r1=FakeReplica("a"))
+    reply = await ask(cluster, "/metrics/targets")
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json() == [
+        {"targets": ["r1"], "labels": {"replica": "r1", "__meta_cellstate_model": "a"}},
+        {"targets": ["r2"], "labels": {"replica": "r2", "__meta_cellstate_model": "b"}},
+        {
+            "targets": ["door"],
+            "labels": {
+                "replica": "door",
+                "__meta_cellstate_model": "",
+                "__metrics_path__": "/metrics/process",
+            },
+        },
+    ]

@@ -43,6 +43,8 @@ def test_a_misspelt_variable_is_an_error() -> None:
         ("direct_ports", "8200-8100", "direct_ports: must be a range"),
         ("direct_ports", "ports", "direct_ports: must be a range"),
         ("direct_ports", "1-70000", "direct_ports: must be a range"),
+        ("history", "1w", "history: '1w' is not steps"),
+        ("history", "ett=7d", "history: it does not say how much of models"),
         ("store", "floppy:", "store: 'floppy:' is not known"),
     ],
 )
@@ -58,6 +60,52 @@ def test_replicas_need_a_store_that_they_share() -> None:
     with pytest.raises(SettingError, match="replicas"):
         Settings(replicas=2, store="memory:")
     assert Settings(replicas=2).replicas == 2
+
+
+def test_replicas_are_a_number_or_one_for_each_node() -> None:
+    store = {"store": "redis://there:6379/0"}
+    assert read({"replicas": "3"}, {}).replicas == 3
+    everywhere, marked = (
+        read({"replicas": "nodes", **store}, {}),
+        read({"replicas": "nodes:gpu", **store}, {}),
+    )
+    assert (everywhere.on_each_node, everywhere.node_resource) == (True, "")
+    assert (marked.on_each_node, marked.node_resource) == (True, "gpu")
+    assert (Settings().on_each_node, Settings().node_resource) == (False, "")
+
+
+@pytest.mark.parametrize(
+    ("replicas", "store", "reason"),
+    [
+        ("node", "redis://there", "replicas: 'node' is not a whole number or nodes"),
+        ("nodesx", "redis://there", "replicas: 'nodesx' is not a whole number or nodes"),
+        ("0", "redis://there", "replicas: must be at least 1"),
+        ("nodes:", "redis://there", "replicas: nodes:RESOURCE names"),
+        ("nodes", "sqlite:", "replicas: nodes needs a redis://"),
+        ("nodes", "memory:", "replicas: more than 1 needs"),
+    ],
+)
+def test_other_replicas_are_refused(replicas: str, store: str, reason: str) -> None:
+    with pytest.raises(SettingError, match=reason):
+        read({"replicas": replicas, "store": store}, {})
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"replicas": "4", "max_replicas": "3"}, "max_replicas: must be at least replicas, 4, not 3"),
+        ({"max_replicas": "3", "store": "memory:"}, "max_replicas: needs a store"),
+        (
+            {"max_replicas": "3", "replicas": "nodes", "store": "redis://there"},
+            "max_replicas: with replicas: nodes",
+        ),
+        ({"target_occupancy": "1.5"}, "target_occupancy: is a share, at most 1"),
+        ({"scale_in_s": "-1"}, "scale_in_s: must be at least 0"),
+    ],
+)
+def test_scaling_that_makes_no_sense_is_refused(values: dict[str, str], reason: str) -> None:
+    with pytest.raises(SettingError, match=reason):
+        read(values, {})
 
 
 def test_a_file_is_no_store_of_a_cluster() -> None:

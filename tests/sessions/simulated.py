@@ -24,6 +24,7 @@ from service.errors import CellstateError, Elsewhere, Moving
 from service.sessions.custody import Upkeep, insisting
 from service.sessions.register import Limits
 from service.sessions.replies import Reply, StepCommand
+from service.sessions.retention import Retention
 from service.sessions.shared import SharedManager
 from service.sessions.stores.memory import MemoryStore, Shelf
 from service.sessions.stores.protocol import (
@@ -241,7 +242,7 @@ class Cluster:
             engine,
             way,
             limits,
-            upkeep or Upkeep(window, 16, "replay"),
+            upkeep or Upkeep(window, Retention(16), "replay"),
             self.release,
             self.loop.time,
         )

@@ -29,6 +29,7 @@ from service.errors import (
 )
 from service.sessions import custody
 from service.sessions.custody import Upkeep, insisting
+from service.sessions.retention import Retention
 from service.sessions.snapshot import Snapshot
 from service.sessions.stores.past import Kept
 from service.sessions.stores.protocol import Saved, Stale, StoreAway, StoreFault
@@ -97,6 +98,7 @@ async def test_a_commit_that_the_store_refuses_leaves_the_session_where_it_was()
         await track.go(one, 2)
         await other.go(one)
         assert sum(call[0] == "claim" for call in one.store.calls) == claims
+        assert (one.manager.counters.commit_failures, one.manager.counters.dropped) == ({"fault": 1}, {})
 
 
 @simulated
@@ -115,6 +117,7 @@ async def test_requests_behind_one_whose_commit_failed_have_their_turn() -> None
         replies = await asyncio.gather(*behind)
         track.done(second)
         assert [reply.replayed for reply in replies] == [False, True]
+        assert one.manager.counters.commit_failures == one.manager.counters.dropped == {"away": 1}
         await track.verify(one)
 
 
@@ -129,6 +132,7 @@ async def test_a_commit_that_one_session_spoils_is_retried_by_the_others() -> No
             *(one.manager.step(track.command()) for track in tracks), return_exceptions=True
         )
         assert all(isinstance(result, Moving) for result in results)
+        assert one.manager.counters.commit_failures == one.manager.counters.dropped == {"stale": 1}
         for track in tracks:
             await track.go(one)
             await track.verify(two)
@@ -164,7 +168,8 @@ async def test_what_has_just_moved_is_passed_on_and_comes_later() -> None:
         await asyncio.sleep(1.5)
         await track.go(two, 2)
         assert (len(one.manager), len(two.manager)) == (0, 1)
-        assert two.manager.counters.takeovers["handed over"] == 1
+        assert two.manager.counters.takeovers == {"handed over": 1}
+        assert (one.manager.counters.claimed, two.manager.counters.claimed) == (0, 1)
         await track.verify(one)
 
 
@@ -253,6 +258,7 @@ async def test_a_dead_owner_is_followed_when_its_lease_is_over() -> None:
         died = cluster.loop.time()
         await track.go(two)
         assert cluster.loop.time() - died < LEASE_S + 0.2
+        assert two.manager.counters.takeovers == {"lease": 1}
         await track.again(two, 4)
         await track.verify(two)
 
@@ -314,8 +320,11 @@ async def test_who_lost_its_lease_drops_all_and_joins_again() -> None:
         (one, two), tracks = cluster.replicas, [Track(cluster, name) for name in "abc"]
         for track in tracks:
             await track.go(one, 2)
+        lease = one.manager.custody.lease
+        assert (lease.store_up, dict(lease.losses)) == (True, {})
         one.store.cut()  # paused
         await asyncio.sleep(LEASE_S + 1)
+        assert (lease.store_up, lease.remaining_s, dict(lease.losses)) == (False, 0.0, {"expired": 1})
         with pytest.raises(Moving):
             one.manager.step(tracks[0].command())
         with pytest.raises(Moving):
@@ -324,7 +333,8 @@ async def test_who_lost_its_lease_drops_all_and_joins_again() -> None:
         one.store.mend()
         await asyncio.sleep(1)
         assert len(one.manager) == 0
-        assert one.manager.custody.lease.holds
+        assert lease.holds
+        assert (lease.store_up, dict(lease.losses)) == (True, {"expired": 1, "fenced": 1})
         for track in tracks:
             await track.go(one)
             await track.verify(two)
@@ -457,6 +467,7 @@ async def test_a_session_in_memory_alone_is_lost_with_its_owner() -> None:
                 await cluster.step(two, track.command())
         with pytest.raises(SessionLost):
             await cluster.step(two, replace(track.command(), step=0))
+        assert two.manager.counters.lost == {"process": 3}
         await two.manager.open_session("n")
         assert (await cluster.step(two, make_command("n", 1, 0))).next_step == 1
 
@@ -667,7 +678,7 @@ async def test_a_state_can_be_put_in() -> None:
 @simulated
 async def test_snapshots_are_taken_and_what_is_behind_history_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(custody, "SNAPSHOT_STEPS", 8)
-    async with make_cluster(2, window=4, upkeep=Upkeep(4, 6, "replay")) as cluster:
+    async with make_cluster(2, window=4, upkeep=Upkeep(4, Retention(6), "replay")) as cluster:
         (one, two), track = cluster.replicas, Track(cluster, "a")
         await track.go(one, 30)
         await asyncio.sleep(1)
@@ -683,6 +694,35 @@ async def test_snapshots_are_taken_and_what_is_behind_history_goes(monkeypatch: 
         await track.verify(two)
         assert two.manager.counters.replayed == 6
         await track.again(two, 27)
+
+
+@simulated
+async def test_a_past_that_is_kept_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(custody, "SNAPSHOT_STEPS", 8)
+    async with make_cluster(2, window=4, upkeep=Upkeep(4, Retention(seconds=150), "replay")) as cluster:
+        (one, two), track = cluster.replicas, Track(cluster, "a")
+        kept = cluster.shelf.sessions
+        for minute in range(1, 8):
+            await track.go(one, 8)
+            await asyncio.sleep(60)
+            # What was committed 150 s before the newest snapshot, and all since
+            assert kept["a"].records[0].step == 8 * max(0, minute - 3)
+        fork = await one.manager.fork("a", None, 33)
+        value(await one.manager.snapshot(fork.id), track.at[33])
+        with pytest.raises(StepConflict, match="not kept any more"):
+            await one.manager.rewind("a", 31)
+        # Another replica knows no times yet, and lets nothing go until it does
+        await cluster.leave(one)
+        for _ in range(3):
+            await track.go(two, 8)
+            await asyncio.sleep(60)
+            assert kept["a"].records[0].step == 32
+        await track.go(two, 8)
+        await asyncio.sleep(60)
+        assert kept["a"].records[0].step == 64
+        # Nor does a session that was rewound
+        await two.manager.rewind("a", 80)
+        assert (await two.manager.find("a")).marks is None
 
 
 @simulated
@@ -729,6 +769,7 @@ async def test_damage_is_told_of_and_stays_with_its_session(
             with pytest.raises(SessionDamaged):
                 await cluster.step(replica, track.command())
             await asyncio.sleep(2)
+        assert (two.manager.counters.lost, three.manager.counters.lost) == ({"damaged": 2}, {"damaged": 1})
         await other.go(two)
         await other.verify(three)
 
@@ -744,7 +785,7 @@ async def test_sessions_of_another_version(policy: str) -> None:
         await track.go(one, 5)
         await cluster.leave(one)
         bundle = other_bundle(make_bundle())
-        two = await cluster.add(bundle=bundle, upkeep=Upkeep(16, 16, policy))
+        two = await cluster.add(bundle=bundle, upkeep=Upkeep(16, Retention(16), policy))
         if policy == "pin":
             with pytest.raises(Unavailable, match="version 1"):
                 await cluster.step(two, track.command())

@@ -18,6 +18,7 @@ from service.sessions.inputs import InputReader
 from service.sessions.manager import SessionManager
 from service.sessions.register import Limits
 from service.sessions.replies import Options, StepCommand
+from service.sessions.retention import Retention
 from service.sessions.shared import SharedManager
 from service.sessions.store import MemoryStore as Nothing
 from service.sessions.stores.memory import MemoryStore, Shelf
@@ -53,7 +54,7 @@ def make_engine(bundle: Bundle) -> Engine:
 async def replica(shelf: Shelf, upgrade: str, *bundles: Bundle) -> AsyncIterator[Versions]:
     """Serves these versions, the newest first, of which only pinned sessions need the others."""
     store = MemoryStore(shelf)
-    upkeep = Upkeep(64, 64, upgrade, {bundle.digest: bundle.spec for bundle in bundles})
+    upkeep = Upkeep(64, Retention(64), upgrade, {bundle.digest: bundle.spec for bundle in bundles})
     managers: list[SharedManager] = []
     for bundle in bundles if upgrade == "pin" else bundles[:1]:
         beside = managers[0] if managers else None

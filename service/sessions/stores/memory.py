@@ -142,6 +142,7 @@ class MemoryStore:
             session = self._open(session_id, opening)
         snapshot = past.newest(session.snapshots, session.next_step)
         records = past.since(session.records, snapshot, session.next_step, window)
+        taken = session.owner is not None and session.owner is not self._me
         idle_s, session.used_at, session.held_at = now - session.used_at, now, now
         session.owner = self._me
         session.epoch += 1
@@ -158,6 +159,7 @@ class MemoryStore:
             snapshot,
             [kept.record for kept in records],
             opened,
+            taken,
         )
 
     def commit(self, entries: Sequence[Entry]) -> asyncio.Future[None] | None:

@@ -86,6 +86,7 @@ class Image:
 
     snapshot: the newest; None: zeros at step 0. records: in order, without gaps: all behind the snapshot, and
     before it those of the newest `window` steps, as far as they are kept. opened: this claim opened it.
+    taken: from another owner, whose lease had run out.
     """
 
     session_id: str
@@ -100,6 +101,7 @@ class Image:
     snapshot: Saved | None
     records: list[bytes] = field(default_factory=list)
     opened: bool = False
+    taken: bool = False
 
 
 @dataclass(slots=True, frozen=True)

@@ -17,6 +17,7 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from service.sessions.stores import redis_scripts as lua
@@ -35,6 +36,7 @@ from service.sessions.stores.protocol import (
     Rewriting,
     Saved,
     Stale,
+    StoreError,
     StoreFault,
 )
 from service.sessions.stores.redis_wire import Arg, Script, Wire
@@ -72,7 +74,7 @@ class RedisStore:
         self._meta = self._prefix + "meta"
         self._wire = Wire(url, lease_s / 2 if timeout_s is None else timeout_s)
         self._cursor = "0"
-        self._commits: set[asyncio.Task[None]] = set()  # the loop alone would not keep them alive
+        self._commits: set[asyncio.Future[None]] = set()  # under way
 
     # The lease
 
@@ -180,7 +182,8 @@ class RedisStore:
         return await self._image(session_id, reply)
 
     async def _image(self, session_id: str, reply: list[Any]) -> Image:
-        epoch, next_step, durability, idle_ms, ttl, version, digest, opened, at, data, low, high, page = reply
+        *about, at, data, low, high, page, taken = reply
+        epoch, next_step, durability, idle_ms, ttl, version, digest, opened = about
         try:
             image = Image(
                 session_id=session_id,
@@ -193,6 +196,7 @@ class RedisStore:
                 idle_s=max(0.0, idle_ms / 1000),
                 next_step=int(next_step),
                 snapshot=Saved(int(at), data) if at else None,
+                taken=bool(taken),
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise self._damaged(session_id, f"a field is missing or wrong: {error}") from error
@@ -247,17 +251,27 @@ class RedisStore:
         if "fsync" not in self.durabilities and any(entry.sync for entry in entries):
             raise StoreFault(f"{self._wire.name} can't promise durability fsync: set `appendfsync always`")
         pack = lua.RECORD_HEADER.pack
-        args: list[Arg] = []
+        args: list[Arg] = [self._token]
         for e in entries:
             record = pack(e.step, e.next_step - e.step) + e.record
             args += (e.session_id, e.epoch, e.step, e.next_step, record)
-        task = asyncio.get_running_loop().create_task(self._commit(args))
-        self._commits.add(task)
-        task.add_done_callback(self._commits.discard)
-        return task
+        pending = asyncio.get_running_loop().create_future()
+        if not self._token:
+            pending.set_exception(_no_lease())
+            return pending
+        self._commits.add(pending)
+        self._wire.send(self._script, self._meta, args, partial(self._committed, pending))
+        return pending
 
-    async def _commit(self, args: list[Arg]) -> None:
-        await self._ask(self._script, *args, urgent=True)
+    def _committed(self, pending: asyncio.Future[None], reply: Any, error: Exception | None) -> None:
+        self._commits.discard(pending)
+        if pending.done():  # cancelled
+            return
+        error = error or self._refusal(reply)
+        if error is None:
+            pending.set_result(None)
+        else:
+            pending.set_exception(error)
 
     async def save(self, snapshots: Sequence[Keeping]) -> None:
         if snapshots:
@@ -322,14 +336,26 @@ class RedisStore:
     async def _ask(self, script: Script, *args: Arg, urgent: bool = False) -> list[Any]:
         """Runs a script as the current owner. Raises what the script says."""
         if not self._token:
-            raise Fenced("this replica has no lease: it must join first")
+            raise _no_lease()
         reply: list[Any] = await self._wire.run(script, self._meta, self._token, *args, urgent=urgent)
+        refusal = self._refusal(reply)
+        if refusal is not None:
+            raise refusal
+        return reply
+
+    def _refusal(self, reply: list[Any]) -> StoreError | None:
         kind = reply[0]
         if kind == b"FENCED":
-            raise Fenced(f"this replica's lease ran out and its sessions were taken over ({self._wire.name})")
+            return Fenced(
+                f"this replica's lease ran out and its sessions were taken over ({self._wire.name})"
+            )
         if kind == b"STALE":
             ids = [name.decode() for name in reply[1:]]
-            raise Stale(f"not this replica's any more, or at another step: {', '.join(ids[:5])}", ids)
+            return Stale(f"not this replica's any more, or at another step: {', '.join(ids[:5])}", ids)
         if kind == b"GAP":
-            raise StoreFault(f"nothing that is kept gives the state before step {reply[1].decode()}")
-        return reply
+            return StoreFault(f"nothing that is kept gives the state before step {reply[1].decode()}")
+        return None
+
+
+def _no_lease() -> Fenced:
+    return Fenced("this replica has no lease: it must join first")

@@ -178,7 +178,7 @@ if epoch and not how then
   epoch = string.format('%.0f', epoch + 1)
   call('HSET', s, 'owner', me, 'epoch', epoch, 'claimed', now, 'used', now)
   return {'MINE', epoch, v[3], v[4], now - v[5], about[1], about[2], about[3], about[4],
-          newest or '', data, low, high, records}
+          newest or '', data, low, high, records, (owner ~= me and owner ~= '') and 1 or 0}
 end
 local ended = call('GET', key('e', id))
 if how then

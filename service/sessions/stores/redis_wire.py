@@ -1,4 +1,4 @@
-"""Calls of Lua scripts on one Redis or Valkey server: connections, time limits, and what an error means.
+"""Calls of Lua scripts on one Redis or Valkey server: which connection, time limits, and what an error means.
 
 redis-py makes the connections (URL, TLS, password) and hiredis packs and parses; redis-py's own client is
 left out, because it sends a command again after a failure, and a commit must never be sent twice.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections import deque
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -23,12 +24,12 @@ from redis.exceptions import (
     InvalidResponse,
     NoScriptError,
     RedisError,
-    ResponseError,
 )
 from redis.exceptions import ConnectionError as Disconnected
-from redis.exceptions import TimeoutError as ServerTimeout
+from redis.exceptions import TimeoutError as Unanswered
 
 from service.sessions.stores.protocol import StoreAway, StoreError, StoreFault
+from service.sessions.stores.redis_line import Answer, Line
 
 Arg = str | bytes | int | float
 
@@ -65,74 +66,6 @@ class Script:
         self.sha = hashlib.sha1(text.encode()).hexdigest()  # noqa: S324  (Redis names scripts so)
 
 
-class _Line:
-    """One connection on which calls follow each other without waiting: the server answers in order."""
-
-    def __init__(self, connection: AbstractConnection) -> None:
-        self.broken = False
-        self._connection = connection
-        self._lock = asyncio.Lock()  # of who sends: first come, first sent
-        self._waiting: deque[asyncio.Future[Any]] = deque()
-        self._reader: asyncio.Task[None] | None = None
-
-    async def exchange(self, packed: bytes) -> Any:
-        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        async with self._lock:
-            if self.broken:
-                raise Disconnected("the connection was lost")
-            try:
-                if self._reader is None:
-                    await self._connection.connect()  # type: ignore[no-untyped-call]
-                    self._reader = asyncio.create_task(self._read())
-                self._waiting.append(reply)
-                await self._connection.send_packed_command(packed, check_health=False)
-            except BaseException:
-                self.drop()  # half a command may have been sent
-                await self._connection.disconnect(nowait=True)
-                raise
-        return await reply
-
-    async def _read(self) -> None:
-        error: Exception = Disconnected("the connection was lost")
-        try:
-            while True:
-                try:
-                    reply, refusal = await self._connection.read_response(), None
-                except ResponseError as refused:
-                    reply, refusal = None, refused
-                if not self._waiting:
-                    raise InvalidResponse("an answer to nothing that was asked")
-                caller = self._waiting.popleft()
-                if caller.done():  # cancelled: nobody wants this reply
-                    continue
-                if refusal is None:
-                    caller.set_result(reply)
-                else:
-                    caller.set_exception(refusal)
-        except (RedisError, OSError) as lost:
-            error = lost
-        finally:
-            self.broken = True
-            for caller in self._waiting:
-                if not caller.done():
-                    caller.set_exception(error)
-            self._waiting.clear()
-            await self._connection.disconnect(nowait=True)
-
-    def drop(self) -> None:
-        """No reply on it is waited for any longer."""
-        self.broken = True
-        if self._reader is not None:
-            self._reader.cancel()
-
-    async def close(self) -> None:
-        self.broken = True
-        await self._connection.disconnect()
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.wait([self._reader])
-
-
 class Wire:
     """Two connections to one server: one for what is urgent (commits, in their order, and leases), one for
     the rest. After a time-out a connection is dropped, and the next call makes another."""
@@ -145,7 +78,7 @@ class Wire:
         self._pool = ConnectionPool.from_url(
             url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=timeout_s
         )
-        self._lines: dict[bool, _Line] = {}
+        self._lines: dict[bool, Line] = {}
         self._closed = False
         self._ordinary = asyncio.Semaphore(calls)
 
@@ -156,35 +89,68 @@ class Wire:
         except NoScriptError:  # the server was restarted or flushed its scripts; nothing was run
             return await self.call("EVAL", script.text, 1, key, *args, urgent=urgent)
 
+    def send(self, script: Script, key: str, args: Sequence[Arg], answer: Answer) -> None:
+        """The same, urgent, and without a task: `answer` gets the reply or a StoreError, once, later."""
+
+        def answered(reply: Any, error: Exception | None) -> None:
+            if isinstance(error, NoScriptError):
+                whole = hiredis.pack_command(("EVAL", script.text, 1, key, *args))  # type: ignore[arg-type]
+                self._ask(True, whole, partial(self._translate, answer))
+            elif error is None:
+                answer(reply, None)
+            else:
+                self._translate(answer, None, error)
+
+        packed = hiredis.pack_command(("EVALSHA", script.sha, 1, key, *args))  # type: ignore[arg-type]
+        self._ask(True, packed, answered)
+
     async def call(self, *command: Arg, urgent: bool = False) -> Any:
         """One command. Raises StoreAway, StoreFault, or NoScriptError."""
         packed = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub forgets the ellipsis
-        line: _Line | None = None
+        if urgent:
+            return await self._reply(urgent, packed)
         try:
             async with asyncio.timeout(self._timeout_s):
-                if urgent:
-                    line = self._line(urgent)
-                    return await line.exchange(packed)
-                async with self._ordinary:
-                    line = self._line(urgent)
-                    return await line.exchange(packed)
-        except TimeoutError:
-            if line is not None:
-                line.drop()
-            raise StoreAway(f"{self.name} did not answer within {self._timeout_s:g} s") from None
+                await self._ordinary.acquire()
+        except TimeoutError as error:
+            raise self._meaning(error) from None
+        try:
+            return await self._reply(urgent, packed)
+        finally:
+            self._ordinary.release()
+
+    async def _reply(self, urgent: bool, packed: bytes) -> Any:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def answered(reply: Any, error: Exception | None) -> None:
+            if future.done():  # cancelled: nobody wants this reply
+                return
+            if error is None:
+                future.set_result(reply)
+            else:
+                future.set_exception(error)
+
+        self._ask(urgent, packed, answered)
+        try:
+            return await future
         except NoScriptError:
             raise
         except (RedisError, OSError) as error:
             raise self._meaning(error) from error
 
-    def _line(self, urgent: bool) -> _Line:
-        if self._closed:
-            raise Disconnected("the store is closed")
+    def _translate(self, answer: Answer, reply: Any, error: Exception | None) -> None:
+        answer(reply, None if error is None else self._meaning(error))
+
+    def _ask(self, urgent: bool, packed: bytes, answer: Answer) -> None:
         line = self._lines.get(urgent)
         if line is None or line.broken:
-            line = _Line(self._pool.make_connection())  # type: ignore[no-untyped-call]
+            if self._closed:
+                closed = Disconnected("the store is closed")
+                asyncio.get_running_loop().call_soon(answer, None, closed)
+                return
+            line = Line(self._pool.make_connection(), self._timeout_s)  # type: ignore[no-untyped-call]
             self._lines[urgent] = line
-        return line
+        line.ask(packed, answer)
 
     def _meaning(self, error: Exception) -> StoreError:
         code = getattr(error, "status_code", None) or ""
@@ -194,7 +160,9 @@ class Wire:
             code = first
         if isinstance(error, (AuthenticationError, AuthorizationError)):
             return StoreFault(f"{self.name}: {_FAULTS.get(code, _FAULTS['WRONGPASS'])} ({text})")
-        if isinstance(error, (Disconnected, ServerTimeout, InvalidResponse, OSError)) or code in _PASSING:
+        if isinstance(error, (Unanswered, TimeoutError)):
+            return StoreAway(f"{self.name} did not answer within {self._timeout_s:g} s")
+        if isinstance(error, (Disconnected, InvalidResponse, OSError)) or code in _PASSING:
             return StoreAway(f"{self.name}: {text}")
         return StoreFault(f"{self.name}: {_FAULTS.get(code, 'it refuses')} ({text})")
 

@@ -216,6 +216,7 @@ class SqliteStore:
                 row.next_step = max(row.next_step, mine.next_step)
                 row.used_at = max(row.used_at, mine.used_at)
             snapshot, records = (None, []) if row.damage else self._load(db, row, window)
+            taken = row.owner is not None and row.owner != self._id
             if not row.damage:
                 row.epoch += 1
                 db.execute(
@@ -241,6 +242,7 @@ class SqliteStore:
             snapshot,
             [kept.record for kept in records],
             opened,
+            taken,
         )
 
     def _load(self, db: sqlite3.Connection, row: rows.Row, window: int) -> tuple[Saved | None, list[Kept]]:

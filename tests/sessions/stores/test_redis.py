@@ -96,7 +96,7 @@ class Wiretap:
                 end.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, replies: bool) -> None:
-        while data := await reader.read(65536):
+        while data := await self._read(reader):
             if not replies and self.holding:
                 await self.through.wait()
             if replies and self.deaf:
@@ -106,6 +106,13 @@ class Wiretap:
                 await writer.drain()
         if replies:  # the other way stays open: a client that gave up still gets its late reply, here
             writer.close()
+
+    @staticmethod
+    async def _read(reader: asyncio.StreamReader) -> bytes:
+        try:
+            return await reader.read(65536)
+        except ConnectionError:  # a client that gave up resets its connection
+            return b""
 
 
 # The server dies, stalls, or is slow
