@@ -21,9 +21,12 @@ from ray import serve
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve.schema import LoggingConfig
 
-from service import listener, metrics_merge, nodes, shortcut
+from service import listener, logs, metrics_merge, nodes, shortcut
+from service.api.access import Access
 from service.api.cluster import Cluster, Facts, Replica
+from service.api.guard import Guard
 from service.asgi import ASGI, Receive, Scope, Send
+from service.certificates import authorities
 from service.listener import Listener
 from service.metrics import Exposition, Process
 from service.occupancy import Occupancy
@@ -100,17 +103,19 @@ class ModelReplica:
     async def __init__(self, settings: Settings, bundles: Sequence[Path], model: str) -> None:  # type: ignore[misc]
         from service.wiring import build  # torch: a second and 200 MB that the root's process can do without
 
+        replica = serve.get_replica_context().replica_id.unique_id
+        logs.configure(settings.log_level, settings.log_format, settings.log_to, model=model, replica=replica)
         nodes.check_store(settings)
         self._application: Application = build(settings, bundles)
         socket = listener.bind(settings.host, direct_port_range(settings))
-        self._application.direct_url = listener.url(socket, _direct_host(settings))
+        self._application.direct_url = listener.url(socket, _direct_host(settings), settings.scheme)
+        self._application.replica = replica
         await self._application.startup()
         self._occupancy = Occupancy(self._application.managers)
-        self._listener = Listener(self._application, socket, settings)
+        self._listener = Listener(self._application, socket, settings, self._application.requests.refused)
         self._listener.open()
         self._prefix = f"/v1/models/{model}"
         shortcut.serve(_Whole(self._application, self._prefix))
-        replica = self._application.replica = serve.get_replica_context().replica_id.unique_id
         entry = Replica(model=model, replica=replica, url=self._application.direct_url)
         _keep(model, Served(settings, tuple(bundles)))
         self._heartbeat = asyncio.get_running_loop().create_task(_announce(entry))
@@ -171,7 +176,7 @@ async def _register(root: Any, entry: Replica) -> None:
 class Root:
     """What belongs to no model: the list of models, the metrics of all replicas, health, the API's page."""
 
-    async def __init__(self, models: Sequence[str], door: str) -> None:  # type: ignore[misc]
+    async def __init__(self, models: Sequence[str], door: str, settings: Settings) -> None:  # type: ignore[misc]
         self._seen: dict[str, tuple[float, Replica]] = {}
         self._cluster = cluster = Cluster(
             models,
@@ -180,16 +185,20 @@ class Root:
             _describe,
             door=door,
             own=lambda: self._exposition.render()[0],
+            verify=authorities(settings) if settings.tls_cert else True,
         )
         self._pulse = Pulse()
         self._pulse.start()
         build = {"version": version("cellstate"), "python": platform.python_version(), "ray": RAY_VERSION}
         process = Process(build, lambda: cluster.ready, lag=self._pulse.lag, replicas=lambda: cluster.living)
-        self._exposition = Exposition([], cluster.requests, process)
-        shortcut.serve(_Whole(self._cluster, ""))
+        self._access = Access(settings.keys)
+        await self._access.watch()
+        self._exposition = Exposition([], cluster.requests, process, self._access.counted)
+        self._guarded = Guard(cluster, self._access, cluster.paths)
+        shortcut.serve(_Whole(self._guarded, ""))
 
     def __serve_build_asgi_app__(self) -> ASGI:
-        return _Whole(self._cluster, "")
+        return _Whole(self._guarded, "")
 
     async def register(self, entry: Replica) -> None:
         """A replica lives; it calls again before SILENCE_S is over."""
@@ -201,7 +210,8 @@ class Root:
         return [entry for _, entry in self._seen.values()]
 
     async def __del__(self) -> None:
-        if hasattr(self, "_cluster"):
+        if hasattr(self, "_guarded"):
+            self._access.close()
             await self._cluster.close()
 
 
@@ -230,7 +240,7 @@ def _fingerprint(settings: Settings, bundles: Sequence[Path]) -> str:
 def root_application(settings: Settings, models: Sequence[str]) -> serve.Application:
     """The rest, to be run at /."""
     decorate = serve.deployment(ray_actor_options={"num_cpus": 0}, **_options(settings))
-    return decorate(Root).bind(list(models), settings.url)
+    return decorate(Root).bind(list(models), settings.url, settings)
 
 
 def _options(settings: Settings) -> dict[str, Any]:
@@ -252,7 +262,9 @@ def shutdown_s(settings: Settings) -> float:
 
 
 def _logging(settings: Settings) -> LoggingConfig:
-    return LoggingConfig(enable_access_log=False, log_level=settings.log_level.upper())
+    # Serve's own files: what it says of its progress is of use to who looks into Serve
+    level = "DEBUG" if settings.log_level == "debug" else "WARNING"
+    return LoggingConfig(enable_access_log=False, log_level=level)
 
 
 def model(args: dict[str, str]) -> serve.Application:

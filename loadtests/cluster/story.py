@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from loadtests.chaos.clients import Clients
 from loadtests.chaos.proxy import Odds, Proxy
