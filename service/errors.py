@@ -4,6 +4,7 @@ CellstateError
 ├── BadRequest             not JSON, or not a request at all
 │   └── InvalidValue         a value of the wrong shape, type or range; names its place
 ├── TooLarge               more bytes or steps than a limit allows
+├── TooSlow                the request did not arrive in time
 ├── NotFound               no such path or model
 │   └── SessionNotFound      no such session, and the step is not 0
 ├── SessionExists          the id is taken by a live session
@@ -55,6 +56,10 @@ class MethodNotAllowed(CellstateError):
 
 class TooLarge(CellstateError):
     """More bytes or steps than a limit allows. Facts: `limit`."""
+
+
+class TooSlow(CellstateError):
+    """The request did not arrive in time."""
 
 
 class NotFound(CellstateError):

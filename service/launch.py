@@ -27,7 +27,7 @@ import httpx
 from model.bundle import Bundle, find, lineages, load
 from model.errors import BundleError
 from service import certificates, front_door, listener, log_sink, processes, running, supervisor
-from service.settings import Settings
+from service.settings import ENVIRONMENT_PREFIX, Settings
 
 #: Seconds the front door may take to lead to the models once they are ready.
 DOOR_S = 30.0
@@ -105,6 +105,13 @@ def environment(directory: Path) -> dict[str, str]:
     }
 
 
+def settings_of_door(settings: Settings) -> dict[str, str]:
+    """What the front door's process, which Serve starts, must find in its environment."""
+    return {
+        f"{ENVIRONMENT_PREFIX}{name.upper()}": str(getattr(settings, name)) for name in front_door.SETTINGS
+    }
+
+
 def first_request(bundle: Bundle, base_url: str, *, keyed: bool = False) -> str:
     """A command that opens a session of this model and steps it."""
     body: dict[str, object] = {"step": 0}
@@ -165,6 +172,7 @@ def main(arguments: list[str]) -> int:
         certificates.place(settings, directory)
         for name, value in needed.items():
             os.environ.setdefault(name, value)
+        os.environ.update(settings_of_door(settings))
         from service import deployments
 
         print(f"starting Ray {deployments.RAY_VERSION} and {len(served)} model(s): {', '.join(served)}")

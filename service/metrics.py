@@ -149,6 +149,14 @@ class Exposition:
             for (model, route, status), count in counts.items():
                 answered.add_metric([model, route, str(int(status))], count)
             yield answered
+        refused = CounterMetricFamily(
+            "cellstate_refused",
+            "Requests and connections turned away before it was looked what they want.",
+            labels=["reason"],
+        )
+        for reason, count in self._requests.refused.items():
+            refused.add_metric([reason], count)
+        yield refused
         yield _histogram(
             "cellstate_request_seconds",
             "From a request's or message's arrival to its answer.",

@@ -144,7 +144,19 @@ class Settings:
     )
     quantum: int = setting(512, "most steps of one request in one tick, however short it is", least=1)
     tick_steps: int = setting(2048, "most steps of all requests in one tick together", least=1)
-    max_queue: int = setting(8192, "requests waiting in a replica before 429", least=1)
+    max_requests: int = setting(
+        512,
+        "HTTP requests at once in a replica before 429, from the front door and on its own port each",
+        least=2,
+    )
+    max_wait_ms: float = setting(
+        500.0, "longest that a request of several steps may have to wait for others before 429", least=0
+    )
+    max_queue: int = setting(
+        8192, "requests waiting in a replica before 429, those of bulk bodies and streams included", least=1
+    )
+    max_connections: int = setting(10_000, "connections to a replica's own port, streams included", least=1)
+    request_timeout_s: float = setting(60.0, "seconds that a request may take to arrive", least=1)
     max_body_bytes: int = setting(
         8 * 1024 * 1024, "largest body of a request, and largest stream message", least=1024
     )
@@ -320,6 +332,16 @@ def parse(f: Field[Any], text: str) -> Any:
         return kind(text)
     except ValueError as error:
         raise SettingError(f"{f.name}: {text!r} is not {noun}") from error
+
+
+def one(name: str, environment: Mapping[str, str] | None = None) -> Any:
+    """A single setting from the environment, or its default. Raises SettingError."""
+    environment = os.environ if environment is None else environment
+    f = next(f for f in fields(Settings) if f.name == name)
+    text = environment.get(ENVIRONMENT_PREFIX + name.upper())
+    value = f.default if text is None else parse(f, text)
+    check(f, value)
+    return value
 
 
 def settings_table() -> str:

@@ -21,6 +21,7 @@ from model.bundle import Bundle, Lineage, lineages
 from service.api.access import Access
 from service.api.app import Api
 from service.api.endpoint import ModelEndpoint
+from service.api.messages import Intake
 from service.api.openapi import openapi_json
 from service.api.pages import docs_page
 from service.api.peers import Peers
@@ -46,6 +47,10 @@ log = logging.getLogger("cellstate")
 
 #: Objects made and kept before the collector looks at the young ones; Python's default is 700.
 GC_ALLOCATIONS = 20_000
+
+
+#: Largest bodies that may be read at a time
+BODIES = 8
 
 
 class Application:
@@ -75,7 +80,13 @@ class Application:
             access=self.access,
             watch=Watch(settings.slow_ms / 1000 or float("inf"), each=settings.access_log == "on"),
         )
-        self.api = Api(site, settings.max_body_bytes, self.requests)
+        intake = Intake(
+            requests=2 * settings.max_requests,  # by both ways in
+            body=settings.max_body_bytes,
+            bodies=BODIES * settings.max_body_bytes,
+            timeout_s=settings.request_timeout_s,
+        )
+        self.api = Api(site, intake, self.requests)
         self.access.on_change = self.api.streams.recheck
 
     @property
@@ -260,6 +271,7 @@ def make_endpoint(settings: Settings, lineage: Lineage, device: torch.device) ->
         ttl_s=settings.ttl_s,
         replay_window=settings.replay_window,
         durability=durability,
+        wait_s=settings.max_wait_ms / 1e3,
     )
     newest, older = lineage[0], lineage[1:]
     if settings.store == "memory:" or settings.upgrade != "pin":

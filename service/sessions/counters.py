@@ -97,6 +97,7 @@ class RequestCounters:
         self.bulk_items: Counter[tuple[str, int]] = Counter()  # requests in bulk bodies, by model and status
         self.streams_opened: Counter[str] = Counter()  # by model
         self.streams_closed: Counter[tuple[str, str]] = Counter()  # by model and close code, or who left
+        self.refused: Counter[str] = Counter()  # before it was known what they are for, by reason
 
     def observe(self, model: str, route: str, status: int, seconds: float) -> None:
         self.answered[model, route, status] += 1

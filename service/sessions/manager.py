@@ -9,6 +9,7 @@ states; the store keeps what was committed; this file decides.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -31,9 +32,9 @@ from service.errors import (
 )
 from service.sessions.actions import Actions
 from service.sessions.counters import Counters
-from service.sessions.jobs import job_for, reply_of
+from service.sessions.jobs import job_for, reply_of, steps_of
 from service.sessions.register import Limits, Register
-from service.sessions.replies import Reply, StepCommand
+from service.sessions.replies import PLAIN, Reply, StepCommand
 from service.sessions.residence import Residence
 from service.sessions.session import Session, Ticket
 from service.sessions.snapshot import Snapshot
@@ -43,6 +44,11 @@ from service.sessions.window import Committed
 
 T = TypeVar("T")
 Finished = tuple[Ticket, Job, Reply]
+
+#: A request may wait for others as many times as long as it takes itself, however long that is
+PATIENCE = 8
+#: Most seconds that a client is told to stay away
+LONGEST_S = 30
 
 
 class SessionManager:
@@ -194,6 +200,8 @@ class SessionManager:
         """
         self._check_accepting()
         session = self._register.get(command.session_id)
+        if len(command.steps) > 1 or command.options is not PLAIN:
+            self._check_wait(command, session)
         if session is None:
             session = self._unknown(command.session_id, command.step == 0, pull)
         ticket = Ticket(self._loop.create_future(), command, session=session)
@@ -204,6 +212,7 @@ class SessionManager:
     def predict(self, command: StepCommand) -> asyncio.Future[Reply]:
         """A sequence from zeros, without a session; the command's `session_id` and `step` mean nothing."""
         self._check_accepting()
+        self._check_wait(command, None)
         ticket = Ticket(self._loop.create_future(), command)
         if self.traced:
             ticket.trace = current_trace()
@@ -323,6 +332,21 @@ class SessionManager:
         if self._in_flight >= self.limits.queue:
             self.counters.rejected["queue"] += 1
             raise NoCapacity(f"{self._in_flight} requests are waiting, which is the most", retry_after_s=1)
+
+    def _check_wait(self, command: StepCommand, session: Session | None) -> None:
+        """Raises NoCapacity if the request would wait too long for those before it. A retry does not wait;
+        what is new may wait half as long as what goes on."""
+        if session is not None and command.step is not None and command.step < session.next_step:
+            return
+        steps, trace = steps_of(command, self.bundle.spec), command.options.gates
+        wait = self.engine.wait(steps, trace)
+        most = max(self.limits.wait_s, PATIENCE * self.engine.duration(steps, trace))
+        if wait > (most if session is not None else most / 2):
+            self.counters.rejected["wait"] += 1
+            raise NoCapacity(
+                f"the steps asked for before would keep this request waiting for {wait:.1f} s",
+                retry_after_s=min(math.ceil(wait), LONGEST_S),
+            )
 
     def _accept(self, ticket: Ticket) -> None:
         self._check_queue()

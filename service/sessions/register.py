@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import secrets
 import time
@@ -35,7 +36,8 @@ SWEEP_S = 1.0
 @dataclass(slots=True, frozen=True)
 class Limits:
     """sessions: most at a time. host_sessions: states kept in host memory, beyond them in the store. queue:
-    most requests accepted and not answered. Times in seconds."""
+    most requests accepted and not answered. wait_s: longest that one of several steps may have to wait for
+    others. Times in seconds."""
 
     sessions: int
     host_sessions: int
@@ -43,6 +45,7 @@ class Limits:
     ttl_s: float
     replay_window: int
     durability: str
+    wait_s: float = math.inf
 
 
 class Register:

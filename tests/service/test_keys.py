@@ -150,7 +150,8 @@ def test_an_open_service_on_a_network_is_warned_of(tmp_path: Path, models: Path)
     added(tmp_path / "keys.json", "plant")
     with running(*arguments, "--keys", str(tmp_path / "keys.json")) as (_, said):
         pass
-    assert "warning" not in "".join(said)
+    assert "there are no keys" not in "".join(said)
+    assert "warning: keys go over the network in the clear on 0.0.0.0" in "".join(said)
 
 
 def used(url: str, good: str, bad: str, operator: str) -> str:
