@@ -245,8 +245,10 @@ def test_the_front_door_asks_for_keys_too(tmp_path: Path, models: Path) -> None:
     url = f"http://127.0.0.1:{port}"
     store = f"sqlite:{tmp_path / 'sessions.db'}"
     arguments = ["--models", str(models), "--port", str(port), "--store", store, "--replicas", "2"]
-    with running(*arguments, "--keys", str(path), "--log-level", "debug") as (process, said):
-        client = httpx.Client(base_url=url, trust_env=False, timeout=30)
+    with (
+        running(*arguments, "--keys", str(path), "--log-level", "debug") as (process, said),
+        httpx.Client(base_url=url, trust_env=False, timeout=30) as client,
+    ):
         first = shlex.split(said[-1].replace("$KEY", good))
         done = subprocess.run(first, capture_output=True, text=True, check=True)
         assert json.loads(done.stdout)["session_id"] == "demo"
