@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -12,9 +13,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from loadtests import checking, results
+from loadtests import checking, results, wrk
 from loadtests.generator.arrivals import Schedule, read_trace, write_trace
 from loadtests.generator.clock import clock
+from loadtests.generator.recorder import Kind, Recorder
 from loadtests.generator.senders import Driven, Senders
 from loadtests.observing.exposition import scrape
 from loadtests.observing.sampler import Sampler
@@ -22,7 +24,7 @@ from loadtests.observing.slope import Trend, trend
 from loadtests.progress import Progress
 from loadtests.results import Check
 from loadtests.scenarios.standing import Scenario, make
-from loadtests.scenarios.traffic import Plan
+from loadtests.scenarios.traffic import BULK, STEPS, Plan
 from loadtests.started import Subject, subject
 
 WARM_UP_S = 2.0
@@ -30,6 +32,8 @@ WARM_UP_S = 2.0
 ACTIVE, IDLE_LIMIT = 0.01, 1.5
 #: Lives at a time of each sender, to find what a closed loop reaches, before a soak
 TOGETHER, CALIBRATE_S = 48, 5.0
+#: Of the raw door: connections, and sessions that a request steps (0: one)
+DOOR = ((1, 0), (64, 0), (1, 256))
 #: Growth over a soak that counts as nothing
 LEAST = {"memory": 4.0 * 2**20, "files": 4.0, "sockets": 4.0, "sessions": 16.0, "slots": 16.0}
 
@@ -77,12 +81,13 @@ class Run:
         self.checks: list[Check] = []
         self.notes: list[str] = []
         self.trends: list[Trend] = []
+        self.plan = self._plan()
         self.sampler = Sampler(at.door, at.model, at.root, self._long(), key=options.key)
 
     def go(self) -> None:
         options, at = self.options, self.at
         before = scrape(at.door, options.key)
-        with Senders(make, self._plan(), options.senders, self.progress.update) as senders:
+        with Senders(make, self.plan, options.senders, self.progress.update) as senders:
             self.sampler.pss = self.scenario.name == "soak"
             self.progress.say(f"{self.scenario.name}: opening the sessions")
             senders.prepare()
@@ -176,7 +181,7 @@ class Run:
         )
 
     def _long(self) -> float:
-        return self.options.seconds * (2 if self.scenario.name == "idle" else 1)
+        return self.options.seconds * {"idle": 2, "door": len(DOOR)}.get(self.scenario.name, 1)
 
     def _record(self, driven: Driven) -> None:
         arrivals, path = driven.recorder.sent or [], Path(self.options.record)
@@ -281,7 +286,44 @@ def trends(samples: list[dict[str, Any]]) -> list[Trend]:
     return found
 
 
-PHASES: dict[str, Callable[[Run, Senders], None]] = {"idle": _idle, "burst": _burst, "soak": _soak}
+def _door(run: Run, senders: Senders) -> None:
+    plan, seconds = run.plan, math.ceil(run.options.seconds)
+    for connections, bulk in DOOR:
+        each = max(1, bulk)
+        name = f"wrk, {connections} connection{'s' if connections > 1 else ''}" + (
+            f", bulk {bulk}" if bulk else ""
+        )
+        # A connection does not know which session another is at: with many they seldom meet in one
+        count = min(plan.sessions, 4 * each * connections) // each * each
+        run.progress.begin(name, seconds)
+        began = clock() - run.sampler.start
+        found = wrk.run(run.at.url, plan.model, plan.inputs, plan.prefix, count, connections, seconds, bulk)
+        run.progress.end()
+        recorder, route = Recorder(0.0), BULK if bulk else STEPS
+        recorder.kinds["bulk" if bulk else "step"] = Kind(
+            found.requests - found.errors,
+            Counter(wrk=found.errors) if found.errors else Counter(),
+            found.latency,
+            found.latency,
+        )
+        # What was on its way at the end was executed, and is not counted by wrk
+        for key, n in ((f"http {route} 200", 1), ("steps", each)):
+            senders.tally[key] += n * (found.requests - found.errors)
+        senders.tally["unknown"] += each * (connections + found.errors)
+        senders.tally[f"unknown {route}"] += connections + found.errors
+        schedule = Schedule(found.requests / found.seconds, found.seconds, "closed")
+        phase = results.phase(name, schedule, Driven(recorder, 0.0), began)
+        phase |= {"scheduled": found.requests, "steps_per_s": each * phase["answered_per_s"]}
+        run.phases.append(phase | {"sender": {"lag": {"p99_ms": None}, "busy": None}})
+        run.progress.say(f"{name}: {phase['answered_per_s']:,.0f} requests/s")
+
+
+PHASES: dict[str, Callable[[Run, Senders], None]] = {
+    "idle": _idle,
+    "burst": _burst,
+    "soak": _soak,
+    "door": _door,
+}
 
 
 def run(scenario: Scenario, options: Options, progress: Progress) -> dict[str, Any]:

@@ -241,7 +241,7 @@ def _serve_on_cluster(settings: Settings) -> int:
 
     try:
         served = launch.bundles(settings)
-        deployments.connect(settings)
+        deployments.connect(settings.address)
         deployments.deploy(settings, launch.paths(served))
     except (launch.Refused, ConnectionError, RuntimeError) as error:
         print(f"cellstate: {error}", file=sys.stderr)

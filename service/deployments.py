@@ -250,7 +250,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "health_check_timeout_s": 30.0,
         "graceful_shutdown_wait_loop_s": 0.1,
         "graceful_shutdown_timeout_s": shutdown_s(settings),
-        "max_constructor_retry_count": 2,
+        "max_constructor_retry_count": nodes.start_tries(),
         "logging_config": _logging(settings),
     }
 
@@ -313,9 +313,9 @@ def address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
-def connect(settings: Settings) -> None:
-    """Joins the Ray cluster at `settings.address`."""
-    ray.init(address=settings.address, logging_level=logging.ERROR, log_to_driver=False)
+def connect(address: str) -> None:
+    """Joins the Ray cluster there."""
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
 
 
 def join(address: str) -> None:

@@ -50,13 +50,6 @@ _DROPPED_LINES = re.compile(
 #: What Serve says while it knows no route, though "/" is one of ours: the door has just begun.
 _NO_ROUTE = re.compile(r"(\s+)http-request return status 404 content-type text/plain lf-string .*")
 
-#: Where the clients come in: TCP, and neither Serve's metrics nor gRPC
-_BIND = re.compile(r"^(frontend http_frontend\n[ \t]+bind [^\n]*)", re.MULTILINE)
-_TLS = "alpn http/1.1 ssl-min-ver TLSv1.2"
-
-#: The front door's certificate, beside HAProxy's files: `certificates.place` puts it there
-CERTIFICATE = "door.pem"
-
 #: Serve's rules for a model: what belongs to it, and where that goes.
 _OF_MODEL = re.compile(r"\s+acl is_(\S+) path_beg /v1/models/")
 _USE = re.compile(r"\s+use_backend (\S+) if is_\1$")
@@ -67,6 +60,12 @@ _CHECKS = re.compile(r"\s+(option httpchk|http-check|default-server)\b")
 
 #: Seconds until a connection of HAProxy's that nothing is asked on is closed.
 _IDLE_S = 3600
+#: Where the clients come in: TCP, and neither Serve's metrics nor gRPC
+_BIND = re.compile(r"^(frontend http_frontend\n[ \t]+bind [^\n]*)", re.MULTILINE)
+_TLS = "alpn http/1.1 ssl-min-ver TLSv1.2"
+
+#: The front door's certificate, beside HAProxy's files: `certificates.place` puts it there
+CERTIFICATE = "door.pem"
 
 #: Errors of HAProxy's own, in the words of `api.problems`. It makes 502, 503 and 504 a 500 otherwise.
 _PROBLEMS = {
@@ -228,10 +227,10 @@ def prepare(arguments: Iterable[str]) -> None:
     path = Path(arguments[arguments.index("-f") + 1])
     for status in _PROBLEMS:
         (path.parent / f"{status}.http").write_text(error_page(status), newline="")
+    bounds = Bounds(*(settings.one(name) for name in SETTINGS))
     # Serve gives each node's HAProxy a directory below the one that was asked for
     found = [place / CERTIFICATE for place in (path.parent, path.parent.parent)]
     certificate = next((place for place in found if place.exists()), None)
-    bounds = Bounds(*(settings.one(name) for name in SETTINGS))
     path.write_text(rewrite(path.read_text(), path.parent, bounds, certificate))
 
 

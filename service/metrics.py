@@ -142,11 +142,11 @@ class Exposition:
         r = self._requests
         labels = ["model", "route", "status"]
         for name, help, counts in (
-            ("cellstate_requests", "Requests of clients and messages of streams, answered.", r.answered),
-            ("cellstate_peer_requests", "Requests that other replicas passed on.", r.of_peers),
+            ("cellstate_requests", "Requests of clients and messages of streams, answered.", r.answered()),
+            ("cellstate_peer_requests", "Requests that other replicas passed on.", r.of_peers.items()),
         ):
             answered = CounterMetricFamily(name, help, labels=labels)
-            for (model, route, status), count in counts.items():
+            for (model, route, status), count in counts:
                 answered.add_metric([model, route, str(int(status))], count)
             yield answered
         refused = CounterMetricFamily(
@@ -161,7 +161,7 @@ class Exposition:
             "cellstate_request_seconds",
             "From a request's or message's arrival to its answer.",
             labels[:2],
-            (([model, route], h) for (model, route), h in r.seconds.items()),
+            (([model, route], h) for (model, route), h in r.seconds()),
         )
         items = CounterMetricFamily(
             "cellstate_bulk_items", "Requests within bulk bodies, answered.", labels=["model", "status"]

@@ -80,10 +80,21 @@ def actor(settings: Settings) -> dict[str, Any]:
     return options
 
 
+def start_tries() -> int:
+    """How often replicas may fail to start before a deploy is given up (Serve: at most three times for each
+    that there is to be). On one machine, what failed twice will fail again; of several, one may die in the
+    meantime, and what was to start there counts as failed."""
+    return 20 if len(_machines()) > 1 else 2
+
+
+def _machines() -> set[str]:
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeManagerAddress"] for node in nodes if node["Alive"]}
+
+
 def check_store(settings: Settings) -> None:
     """Raises SettingError if the store is a file and the cluster has several machines."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    machines = {node["NodeManagerAddress"] for node in nodes if node["Alive"]}
+    machines = _machines()
     if settings.store.startswith("sqlite:") and len(machines) > 1:
         raise SettingError(
             f"store: {settings.store} is a file, and this cluster has {len(machines)} machines, each with"

@@ -115,12 +115,11 @@ def environment() -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
         # A container that is gone does not refuse connections, it is silent. So the door looks each second,
-        # and waits no longer for a connection; and the head takes a node for dead after some 10 s, not 30.
+        # and waits no longer for a connection; and the head takes a node for dead after some 25 s, not 50.
+        # No sooner: a busy machine is silent too. Sessions go on elsewhere before that, by their lease.
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
         "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
-        "RAY_health_check_period_ms": "2000",
-        "RAY_health_check_timeout_ms": "4000",
-        "RAY_health_check_failure_threshold": "3",
+        "RAY_health_check_timeout_ms": "5000",
         # A worker whose head is gone ends after this long, and is started again to look for a new one.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "30",
         # Ray logs to files, here in the container's memory (/tmp): few and small.

@@ -3,7 +3,7 @@
 The machines are network namespaces of this one: a head, workers, and a redis-server, each with an address
 of its own. `deploy/serve.yaml` is deployed by `serve deploy`; sessions of the shipped model `ett` are stepped
 all the while through the project's client, and every reply is compared with the float64 reference. Needs
-root, iproute2 and redis-server. Exit code: 0 when all held, 1 when something did not, 77 when it can't be tried.
+root, iproute2 and redis-server. Exit code: 0 when all held, 1 when something did not, 77 when it was skipped.
 """
 
 from __future__ import annotations

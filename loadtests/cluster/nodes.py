@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESOURCE = "cellstate"
 GCS_PORT, DASHBOARD_PORT, DOOR_PORT, REDIS_PORT = 6379, 8265, 8000, 6379
 START_S = 180.0
+DRAIN_S = 40.0
 OBJECT_STORE = 80 * 2**20  # the least Ray takes; nothing is put there
 
 
@@ -45,6 +46,9 @@ class Node:
 
     def start(self, *options: str) -> None:
         self._options = options
+        # Ray takes a node for one that runs if it left this and finds its address among all processes; here,
+        # those of the other namespaces are some of them.
+        (self.directory / "ray" / "ray_current_cluster").unlink(missing_ok=True)
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         command += [f"--node-ip-address={self.machine.address}", f"--object-store-memory={OBJECT_STORE}"]
         command += [f"--temp-dir={self.directory / 'ray'}", *options]
@@ -64,6 +68,15 @@ class Node:
         if self._process is not None:
             self._process.wait()
         return killed
+
+    def leave(self) -> int:
+        """Stops it as systemd and Kubernetes do, by SIGTERM: Ray drains it. How many processes had to be
+        killed in the end."""
+        self._options = ()
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(START_S)
+        return self.machine.kill()
 
     def processes(self, prefix: str) -> list[int]:
         """Those on this node whose command, or the title that they gave themselves, begins so."""
@@ -105,6 +118,10 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # So long a node bears that the head is away
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+            # At SIGTERM a node waits so long for its replicas to end: more than they are given
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S),
             "CELLSTATE_STORE": f"redis://{self._redis_machine.address}:{REDIS_PORT}/0",
             **settings,
         }

@@ -17,7 +17,7 @@ import httpx
 
 from loadtests.compose.stack import Failed, Stack, docker
 
-START_S = 300.0
+START_S = 600.0
 
 
 async def until(what: str, test: Callable[[], Awaitable[bool]], limit_s: float = START_S) -> float:

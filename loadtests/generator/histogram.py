@@ -31,14 +31,14 @@ class Histogram:
         for value in values:
             self.record(value)
 
-    def record(self, value: float) -> None:
-        """A value; below `LEAST` it counts as `LEAST`. Raises ValueError if it is not finite."""
+    def record(self, value: float, times: int = 1) -> None:
+        """A value, so many times; below `LEAST` it counts as that. Raises ValueError if it is not finite."""
         if not math.isfinite(value):
             raise ValueError(f"{value} can't be recorded")
         value = max(value, LEAST)
-        self.buckets[math.ceil(math.log(value) / _LOG)] += 1
-        self.count += 1
-        self.total += value
+        self.buckets[math.ceil(math.log(value) / _LOG)] += times
+        self.count += times
+        self.total += value * times
         self.min, self.max = min(self.min, value), max(self.max, value)
 
     def merge(self, other: Histogram) -> None:

@@ -71,7 +71,7 @@ def name(command: str) -> str:
         return words[0].split("::")[1].split(".")[0][:32]
     if "-m" in words[:4]:
         module = words[words.index("-m") + 1 : words.index("-m") + 2]
-        return " ".join([*module, *words[words.index("-m") + 2 : words.index("-m") + 3]])[:32]
+        return " ".join([*module, *[w for w in words[words.index("-m") + 2 :][:1] if w.isalnum()]])[:32]
     first = Path(words[0]).name
     script = next((Path(word).name for word in words[1:4] if word.endswith(".py")), "")
     return script if first.startswith("python") and script else first[:32]

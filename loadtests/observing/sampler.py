@@ -38,6 +38,7 @@ class Sampler:
         self.start = clock()
 
     def __enter__(self) -> Sampler:
+        self.start = clock()
         self._thread.start()
         return self
 

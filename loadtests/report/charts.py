@@ -53,9 +53,12 @@ def logarithmic(label: str, values: Sequence[float]) -> Axis:
     marks = [m * 10.0**p for p in range(-7, 8) for m in (1, 2, 5)]
     low = max((m for m in marks if m <= low), default=marks[0])
     high = min((m for m in marks if m >= high and m > low), default=marks[-1])
+    if high / low > 500:  # whole powers of ten then, so that both ends have a tick
+        low, high = 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high) - 1e-9)
+    if high / low > 500:  # whole powers of ten then, so that both ends have a tick
+        low, high = 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high) - 1e-9)
+        marks = [10.0**p for p in range(-7, 9)]
     inside = [m for m in marks if low <= m * 1.0001 and m <= high * 1.0001]
-    if len(inside) > 9:
-        inside = [m for m in inside if f"{m:e}".startswith("1.")] if len(inside) > 12 else inside[::2]
     a, b = math.log(low), math.log(high)
     return Axis(label, [(m, number(m)) for m in inside], lambda v: (math.log(max(v, low)) - a) / (b - a))
 
@@ -102,9 +105,10 @@ def _grid(x: Axis, y: Axis) -> str:
         parts.append(f'<text x="{LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{escape(text)}</text>')
     for value, text in x.ticks:
         at = _x(x.place(value))
+        anchor = "end" if at > WIDTH - RIGHT - 12 and len(text) > 4 else "middle"  # not beyond the edge
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         parts.append(
-            f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{escape(text)}</text>'
+            f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="{anchor}">{escape(text)}</text>'
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(

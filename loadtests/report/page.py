@@ -57,6 +57,8 @@ def value(results: Sequence[dict[str, Any]], path: Sequence[str | int]) -> Any:
 
 def shown(found: Any) -> str:
     """A value as the page has it."""
+    if found is None:
+        return "-"
     if isinstance(found, bool):
         return "yes" if found else "no"
     if isinstance(found, int):

@@ -59,7 +59,8 @@ STANDING = {
             "soak", "churn at half of what is reached; does anything grow?", "churn", 0.0,
             seconds=1800.0, unit="sessions",
         ),
+        Scenario("door", "wrk, in a closed loop: the raw door", "steps", 1.0, sessions=1024),
     )
 }  # fmt: skip
 #: What `all` runs; the soak on demand
-ALL = ("steps", "streams", "bulk", "chunks", "mixed", "churn", "idle", "burst")
+ALL = ("steps", "streams", "bulk", "chunks", "mixed", "churn", "idle", "burst", "door")

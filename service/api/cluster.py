@@ -21,7 +21,7 @@ import httpx
 from model.versions import order
 from service.api.guard import ASKER
 from service.api.problems import PROBLEM_TYPE, TABLE, problem_json
-from service.api.targets import OWN, Target, host, targets_json
+from service.api.targets import OWN, Target, host, scheme, targets_json
 from service.asgi import Receive, Scope, Send
 from service.asked import ASKED, Asked
 from service.errors import CellstateError, MethodNotAllowed, NotFound, Unavailable
@@ -223,10 +223,14 @@ class Cluster:
 
     async def _targets(self, scope: Scope) -> Reply:
         replicas = sorted(await self._replicas(), key=lambda replica: (replica.model, replica.replica))
-        found = [Target(urlsplit(r.url).netloc, r.replica, (r.model,)) for r in replicas if r.url]
+        found = [
+            Target(url.netloc, r.replica, (r.model,), scheme=url.scheme)
+            for r in replicas
+            if (url := urlsplit(r.url)).netloc
+        ]
         here = host(scope)
         if here:
-            found.append(Target(here, DOOR, path=OWN))
+            found.append(Target(here, DOOR, path=OWN, scheme=scheme(scope)))
         return Reply(200, JSON, targets_json(found))
 
     async def _healthz(self, scope: Scope) -> Reply:

@@ -80,9 +80,9 @@ class Intake:
 
 
 class Request:
-    """A request whose body is read when it is asked for. session_id: as the path has it; sessions' names are
-    made of it by `routes`. held: bytes of its body that count as large; whoever made the request gives them
-    back to the intake."""
+    """A request whose body is read when it is asked for. session_id: as the path has it; names of sessions
+    are made of it by `routes`. held: bytes of its body that count as large; whoever made the request gives
+    them back to the intake."""
 
     __slots__ = (
         "_body",
@@ -101,8 +101,8 @@ class Request:
     def __init__(
         self, scope: Scope, receive: Receive, intake: Intake, model: str, session_id: str, headers: Headers
     ) -> None:
-        self.scope, self._receive, self._intake = scope, receive, intake
-        self.held, self._limit = 0, intake.body
+        self.scope, self._receive, self._intake, self._limit = scope, receive, intake, intake.body
+        self.held = 0
         self.headers, self.identity = headers, EVERYBODY
         self.method: str = scope["method"]
         self.model, self.session_id = model, session_id

@@ -26,7 +26,7 @@ from service.api.schemas import (
     OpenBody,
     RewindBody,
 )
-from service.api.targets import OWN, Target, host, targets_json
+from service.api.targets import OWN, Target, host, scheme, targets_json
 from service.api.watch import Watch
 from service.errors import CellstateError, Elsewhere, InvalidValue, Moving, NotFound, Unavailable
 from service.sessions.counters import RequestCounters
@@ -312,7 +312,10 @@ async def metrics(site: Site, request: Request) -> Response:
 
 async def metrics_targets(site: Site, request: Request) -> Response:
     address = host(request.scope)
-    found = [Target(address, site.replica(), sorted(site.endpoints))] if address else []
+    found = []
+    if address:
+        models = sorted(site.endpoints)
+        found.append(Target(address, site.replica(), models, scheme=scheme(request.scope)))
     return Response(200, targets_json(found))
 
 

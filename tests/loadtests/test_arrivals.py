@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, pvariance
 
@@ -30,7 +31,7 @@ def test_poisson_has_its_rate_and_its_irregularity() -> None:
     # Of 2,000 counts: the mean within 5 of its standard errors, the variance too
     assert fmean(counts) == pytest.approx(50, abs=5 * (50 / 2000) ** 0.5)
     assert pvariance(counts) == pytest.approx(50, abs=5 * 50 * (2 / 2000) ** 0.5)
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     assert sum(gap > 1 / 50 for gap in gaps) / len(gaps) == pytest.approx(2.718281828**-1, abs=0.01)
 
 

@@ -1,10 +1,11 @@
-"""Every scenario, for a second or two, against a service of one process; its counters and its outputs agree."""
+"""Every scenario, for a second or two, against a service of one process; its counters and outputs agree."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from loadtests.bundles import random_bundle
 from loadtests.generator.arrivals import read_trace
+from loadtests.generator.senders import Senders
 from loadtests.progress import Progress
 from loadtests.report.page import page, shown, value
 from loadtests.running import Options, run
@@ -35,6 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "churn": {"rate": 8, "sessions": 1, "life": 3},
     "idle": {"rate": 30, "sessions": 800},
     "burst": {"rate": 20, "sessions": 32},
+    "door": {"rate": 1, "sessions": 512},
     "soak": {"rate": 0, "sessions": 1, "life": 2},
 }
 
@@ -57,6 +60,8 @@ def measured(service: Service, name: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", STANDING)
 def test_a_scenario_is_answered_and_the_service_counted_the_same(service: Service, name: str) -> None:
+    if name == "door" and not shutil.which("wrk"):
+        pytest.skip("wrk is not installed (Debian: apt-get install wrk)")
     result = measured(service, name)
     assert result["errors"] == {}
     failed = [check for check in result["checks"] if not check["ok"] and "p99" not in check["what"]]
@@ -64,8 +69,11 @@ def test_a_scenario_is_answered_and_the_service_counted_the_same(service: Servic
     assert {"steps committed", "sessions opened", "sessions ended"} <= {c["what"] for c in result["checks"]}
     for phase in result["phases"]:
         assert phase["answered"] == phase["scheduled"] > 0
-        assert phase["latency"]["count"] == phase["service"]["count"] == phase["answered"]
-        assert sum(second["ok"] for second in phase["series"]) == phase["answered"]
+        assert phase["latency"]["count"] == phase["service"]["count"]
+        # wrk corrects what its closed loop hid: it adds the times of requests that it could not send
+        assert phase["latency"]["count"] >= phase["answered"]
+        assert name == "door" or phase["latency"]["count"] == phase["answered"]
+        assert name == "door" or sum(second["ok"] for second in phase["series"]) == phase["answered"]
     assert service.metric("cellstate_sessions") == 0  # another's service is left as it was
     page([json.loads(json.dumps(result))])
 
@@ -114,9 +122,7 @@ def test_what_the_service_refuses_is_counted_by_its_code(tmp_path: Path) -> None
 
 def test_a_service_that_counts_otherwise_is_found(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of somebody else's meanwhile."""
-    from loadtests import running
-
-    finish = running.Senders.finish
+    finish = Senders.finish
 
     def meddled(senders: Any) -> Any:
         body = {"step": 0, "inputs": [[0.0, 0.0, 0.0]]}
@@ -125,7 +131,7 @@ def test_a_service_that_counts_otherwise_is_found(service: Service, monkeypatch:
         httpx.delete(path, trust_env=False).raise_for_status()
         return finish(senders)
 
-    monkeypatch.setattr(running.Senders, "finish", meddled)
+    monkeypatch.setattr(Senders, "finish", meddled)
     result = measured(service, "steps")
     failed = {check["what"] for check in result["checks"] if not check["ok"]}
     assert {"steps committed", "sessions opened"} <= failed

@@ -47,7 +47,9 @@ def test_the_door_speaks_tls_if_there_is_a_certificate_or_does_not_start(tmp_pat
     (bind,) = (line.strip() for line in text.splitlines() if "bind" in line)
     assert bind == "bind 127.0.0.1:8000 ssl crt /y/door.pem alpn http/1.1 ssl-min-ver TLSv1.2"
     with pytest.raises(RuntimeError, match="no TLS"):
-        front_door.rewrite(CONFIGURATION.replace("http_frontend", "frontend"), Path("/x"), certificate=Path("/y"))
+        front_door.rewrite(
+            CONFIGURATION.replace("http_frontend", "frontend"), Path("/x"), certificate=Path("/y")
+        )
     below = tmp_path / "node"
     below.mkdir()
     configuration = below / "haproxy.cfg"
