@@ -81,7 +81,7 @@ class Intake:
 
 class Request:
     """A request whose body is read when it is asked for. session_id: as the path has it; names of sessions
-    are made of ids by `name`. held: bytes of its body that count as large; whoever made the request gives
+    are made of it by `routes`. held: bytes of its body that count as large; whoever made the request gives
     them back to the intake."""
 
     __slots__ = (

@@ -150,7 +150,8 @@ def test_an_open_service_on_a_network_is_warned_of(tmp_path: Path, models: Path)
     added(tmp_path / "keys.json", "plant")
     with running(*arguments, "--keys", str(tmp_path / "keys.json")) as (_, said):
         pass
-    assert "warning" not in "".join(said)
+    assert "there are no keys" not in "".join(said)
+    assert "warning: keys go over the network in the clear on 0.0.0.0" in "".join(said)
 
 
 def used(url: str, good: str, bad: str, operator: str) -> str:
@@ -244,8 +245,10 @@ def test_the_front_door_asks_for_keys_too(tmp_path: Path, models: Path) -> None:
     url = f"http://127.0.0.1:{port}"
     store = f"sqlite:{tmp_path / 'sessions.db'}"
     arguments = ["--models", str(models), "--port", str(port), "--store", store, "--replicas", "2"]
-    with running(*arguments, "--keys", str(path), "--log-level", "debug") as (process, said):
-        client = httpx.Client(base_url=url, trust_env=False, timeout=30)
+    with (
+        running(*arguments, "--keys", str(path), "--log-level", "debug") as (process, said),
+        httpx.Client(base_url=url, trust_env=False, timeout=30) as client,
+    ):
         first = shlex.split(said[-1].replace("$KEY", good))
         done = subprocess.run(first, capture_output=True, text=True, check=True)
         assert json.loads(done.stdout)["session_id"] == "demo"

@@ -115,10 +115,12 @@ def test_the_front_door_and_the_replicas_speak_tls(
     url = f"https://127.0.0.1:{port}"
     store = f"sqlite:{tmp_path / 'sessions.db'}"
     arguments = ["--models", str(models), "--port", str(port), "--store", store, "--replicas", "2"]
-    with running(*arguments, "--keys", str(path), *certificate.settings):
+    headers = bearer(key)
+    with (
+        running(*arguments, "--keys", str(path), *certificate.settings),
+        httpx.Client(base_url=url, verify=certificate.context, trust_env=False, timeout=30) as client,
+    ):
         check_port(url, certificate, key)
-        headers = bearer(key)
-        client = httpx.Client(base_url=url, verify=certificate.context, trust_env=False, timeout=30)
         replicas = {
             client.post(f"/v1/models/{MODEL}/sessions", headers=headers).json()["direct_url"]
             for _ in range(32)
