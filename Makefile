@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: serve test check bench clean
+.PHONY: serve test check bench load peers clean
 
 serve: $(VENV)/.serve
 	$(BIN)/cellstate serve $(ARGS)
@@ -21,6 +21,14 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/cellstate bench engine --chunks --profile $(ENGINE_ARGS)
 	$(BIN)/python -m loadtests.door $(ARGS)
+
+load: $(VENV)/.dev
+	$(BIN)/python -m loadtests $(or $(ARGS),all)
+
+# A rival that can't be set up is reported as absent.
+peers: $(VENV)/.dev
+	-$(BIN)/python -m loadtests.peers setup
+	$(BIN)/python -m loadtests.peers $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

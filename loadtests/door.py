@@ -109,23 +109,31 @@ def service(layers: int, hidden: int, *flags: str, store: str = "memory:") -> It
     its address."""
     from loadtests.bundles import random_bundle
 
-    with tempfile.TemporaryDirectory() as directory, socket.socket() as probe:
+    with tempfile.TemporaryDirectory() as directory:
         random_bundle(Path(directory) / "lstm", layers, hidden, name="lstm")
-        store = f"sqlite:{directory}/sessions.db" if store == "sqlite:" else store
+        print(f"starting a service with a {layers}x{hidden} LSTM", file=sys.stderr)
+        with service_of(directory, *flags, store=store) as url:
+            yield url
+
+
+@contextlib.contextmanager
+def service_of(directory: str, *flags: str, store: str = "memory:") -> Iterator[str]:
+    """A service with the bundles below a directory, ended in the end. sqlite: is a file there, of this one
+    service alone. Gives its address."""
+    with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-        probe.close()
-        command = [sys.executable, "-m", "service.cli", "serve", "--models", f"{directory}/lstm"]
-        command += ["--port", str(port), "--store", store, *flags]
-        print(f"starting a service with a {layers}x{hidden} LSTM", file=sys.stderr)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_ready(url, process)
-            yield url
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
+    store = f"sqlite:{directory}/{port}.db" if store == "sqlite:" else store
+    command = [sys.executable, "-m", "service.cli", "serve", "--models", directory]
+    command += ["--port", str(port), "--store", store, *flags]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_ready(url, process)
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
 
 
 def wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:

@@ -21,11 +21,16 @@ function request()
 end
 
 -- One line for the program that started wrk. Times are in microseconds; status counts replies from 400 up.
+-- latencies: every time that came, and how often.
 function done(summary, latency, _)
-   local e = summary.errors
+   local e, all = summary.errors, {}
+   for i = 1, #latency do
+      local time, count = latency(i)
+      all[i] = "[" .. time .. "," .. count .. "]"
+   end
    io.write(string.format(
-      'RESULT {"requests":%d,"seconds":%f,"p50_us":%f,"p99_us":%f,"errors":%d}\n',
+      'RESULT {"requests":%d,"seconds":%f,"p50_us":%f,"p99_us":%f,"errors":%d,"latencies":[%s]}\n',
       summary.requests, summary.duration / 1e6, latency:percentile(50), latency:percentile(99),
-      e.connect + e.read + e.write + e.status + e.timeout
+      e.connect + e.read + e.write + e.status + e.timeout, table.concat(all, ",")
    ))
 end

@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from service import keys_command
 from service.settings import SettingError, Settings, read, shown
 
 if TYPE_CHECKING:
     from service.launch import Found
+
+#: Settings that are files
+FILES = ("keys", "tls_cert", "tls_key", "tls_ca")
 
 SERVE_EPILOG = """\
 Each setting may also come from the environment, as CELLSTATE_ and its name in capitals: CELLSTATE_PORT=8080.
@@ -64,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
             help=(f.metadata["help"] + default).replace("%", "%%"),
         )
     _add_deploy(commands)
+    keys_command.register(commands)
     register(commands)
     _add_precision(commands.choices["evaluate"])
     register_bench(commands)
@@ -136,8 +141,15 @@ def run_serve(args: argparse.Namespace) -> int:
         print(f"cellstate: {error}", file=sys.stderr)
         return 2
     settings = replace(
-        settings, models=os.pathsep.join(str(Path(p).absolute()) for p in settings.models.split(os.pathsep))
+        settings,
+        models=os.pathsep.join(str(Path(p).absolute()) for p in settings.models.split(os.pathsep)),
+        **_absolute(settings),
     )
+    try:
+        _check_keys(settings)
+    except ValueError as error:
+        print(f"cellstate: {error}", file=sys.stderr)
+        return 2
     if args.local:
         return _serve_local(settings)
     if settings.address:
@@ -148,11 +160,43 @@ def run_serve(args: argparse.Namespace) -> int:
     return supervisor.supervise(lambda directory: supervisor.launch(settings, directory))
 
 
-def _serve_local(settings: Settings) -> int:
-    from service import launch
+def _absolute(settings: Settings) -> dict[str, Any]:
+    """The settings that are files, wherever the processes that read them are."""
+    return {name: str(Path(path).absolute()) for name in FILES if (path := getattr(settings, name))}
 
+
+def _check_keys(settings: Settings) -> None:
+    """Raises KeysError or SettingError for a file that can't be used; warns of a service that is open to
+    everybody, and of one where keys are sent in the clear."""
+    if settings.tls_cert or settings.tls_ca:
+        from service import certificates
+
+        certificates.check(settings)
+    if settings.keys:
+        from service.keys import load
+
+        load(Path(settings.keys))
+        if not settings.loopback and not settings.tls_cert:
+            print(
+                f"cellstate: warning: keys go over the network in the clear on {settings.host}, unless"
+                " something before this service ends TLS (the settings `tls_cert` and `tls_key`)",
+                file=sys.stderr,
+            )
+    elif not settings.loopback:
+        print(
+            f"cellstate: warning: {settings.host} is reachable from outside and there are no keys: everybody"
+            " there may use every session (`cellstate keys add`, and the setting `keys`)",
+            file=sys.stderr,
+        )
+
+
+def _serve_local(settings: Settings) -> int:
+    from service import launch, logs
+
+    logs.configure(settings.log_level, settings.log_format)
     try:
         launch.check_port(settings)
+        launch.check_traces(settings)
         served = launch.bundles(settings)
     except launch.Refused as error:
         print(f"cellstate: {error}", file=sys.stderr)
@@ -175,9 +219,9 @@ async def _local(settings: Settings, served: Found) -> None:
     application = build(settings, [path for paths in launch.paths(served).values() for path in paths])
     socket = listener.bind(settings.host, [settings.port])
     if settings.store != "memory:":
-        application.direct_url = listener.url(socket, settings.direct_host or settings.host)
+        application.direct_url = listener.url(socket, settings.direct_host or settings.host, settings.scheme)
     await application.startup()
-    server = listener.Listener(application, socket, settings)
+    server = listener.Listener(application, socket, settings, application.requests.refused)
     server.open()
     print(launch.banner(settings, served, loop.time() - began), flush=True)
     await stop.wait()
@@ -197,7 +241,7 @@ def _serve_on_cluster(settings: Settings) -> int:
 
     try:
         served = launch.bundles(settings)
-        deployments.connect(settings)
+        deployments.connect(settings.address)
         deployments.deploy(settings, launch.paths(served))
     except (launch.Refused, ConnectionError, RuntimeError) as error:
         print(f"cellstate: {error}", file=sys.stderr)

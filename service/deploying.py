@@ -39,7 +39,7 @@ def main(paths: Sequence[Path], port: int, address: str) -> int:
 
     try:
         if address:
-            deployments.connect(Settings(address=address))
+            deployments.connect(address)
         else:
             deployments.join(about.address)
         plans = {name: _plan(deployments.served(name), bundles, name) for name in sorted(names)}

@@ -7,10 +7,11 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,15 @@ from ray import serve
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve.schema import LoggingConfig
 
-from service import listener, metrics_merge, nodes, shortcut
+from service import listener, logs, metrics_merge, nodes, shortcut
+from service.api.access import Access
 from service.api.cluster import Cluster, Facts, Replica
+from service.api.guard import Guard
 from service.asgi import ASGI, Receive, Scope, Send
+from service.certificates import authorities
 from service.listener import Listener
 from service.metrics import Exposition, Process
+from service.occupancy import Occupancy
 from service.pulse import Pulse
 from service.settings import SettingError, Settings, direct_port_range, read
 
@@ -39,7 +44,11 @@ SILENCE_S = 7.0
 _KEPT = b"cellstate:model:"
 #: and how many replicas it was told to have: settings of no concern to a replica, as they are without scaling
 _SCALE = b"cellstate:scale:"
-_UNSCALED: dict[str, Any] = {"replicas": 1}
+_UNSCALED: dict[str, Any] = {
+    f.name: f.default
+    for f in fields(Settings)
+    if f.name in ("replicas", "max_replicas", "target_occupancy", "scale_out_s", "scale_in_s")
+}
 RAY_VERSION = ray.__version__
 
 
@@ -94,22 +103,29 @@ class ModelReplica:
     async def __init__(self, settings: Settings, bundles: Sequence[Path], model: str) -> None:  # type: ignore[misc]
         from service.wiring import build  # torch: a second and 200 MB that the root's process can do without
 
+        replica = serve.get_replica_context().replica_id.unique_id
+        logs.configure(settings.log_level, settings.log_format, settings.log_to, model=model, replica=replica)
         nodes.check_store(settings)
         self._application: Application = build(settings, bundles)
         socket = listener.bind(settings.host, direct_port_range(settings))
-        self._application.direct_url = listener.url(socket, _direct_host(settings))
+        self._application.direct_url = listener.url(socket, _direct_host(settings), settings.scheme)
+        self._application.replica = replica
         await self._application.startup()
-        self._listener = Listener(self._application, socket, settings)
+        self._occupancy = Occupancy(self._application.managers)
+        self._listener = Listener(self._application, socket, settings, self._application.requests.refused)
         self._listener.open()
         self._prefix = f"/v1/models/{model}"
         shortcut.serve(_Whole(self._application, self._prefix))
-        replica = self._application.replica = serve.get_replica_context().replica_id.unique_id
         entry = Replica(model=model, replica=replica, url=self._application.direct_url)
         _keep(model, Served(settings, tuple(bundles)))
         self._heartbeat = asyncio.get_running_loop().create_task(_announce(entry))
 
     def __serve_build_asgi_app__(self) -> ASGI:
         return _Whole(self._application, self._prefix)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's controller gets to see of this replica; asked for if replicas are scaled."""
+        return self._occupancy.read()
 
     async def check_health(self) -> None:
         """Raises when the replica must be replaced. That the loop runs this at all is half of the answer."""
@@ -160,7 +176,7 @@ async def _register(root: Any, entry: Replica) -> None:
 class Root:
     """What belongs to no model: the list of models, the metrics of all replicas, health, the API's page."""
 
-    async def __init__(self, models: Sequence[str], door: str) -> None:  # type: ignore[misc]
+    async def __init__(self, models: Sequence[str], door: str, settings: Settings) -> None:  # type: ignore[misc]
         self._seen: dict[str, tuple[float, Replica]] = {}
         self._cluster = cluster = Cluster(
             models,
@@ -169,16 +185,20 @@ class Root:
             _describe,
             door=door,
             own=lambda: self._exposition.render()[0],
+            verify=authorities(settings) if settings.tls_cert else True,
         )
         self._pulse = Pulse()
         self._pulse.start()
         build = {"version": version("cellstate"), "python": platform.python_version(), "ray": RAY_VERSION}
         process = Process(build, lambda: cluster.ready, lag=self._pulse.lag, replicas=lambda: cluster.living)
-        self._exposition = Exposition([], cluster.requests, process)
-        shortcut.serve(_Whole(self._cluster, ""))
+        self._access = Access(settings.keys)
+        await self._access.watch()
+        self._exposition = Exposition([], cluster.requests, process, self._access.counted)
+        self._guarded = Guard(cluster, self._access, cluster.paths)
+        shortcut.serve(_Whole(self._guarded, ""))
 
     def __serve_build_asgi_app__(self) -> ASGI:
-        return _Whole(self._cluster, "")
+        return _Whole(self._guarded, "")
 
     async def register(self, entry: Replica) -> None:
         """A replica lives; it calls again before SILENCE_S is over."""
@@ -190,32 +210,24 @@ class Root:
         return [entry for _, entry in self._seen.values()]
 
     async def __del__(self) -> None:
-        if hasattr(self, "_cluster"):
+        if hasattr(self, "_guarded"):
+            self._access.close()
             await self._cluster.close()
 
 
 def model_application(settings: Settings, model: str, bundles: Sequence[Path]) -> serve.Application:
     """One model, to be run at /v1/models/<model>."""
     nodes.check_store(settings)
-    gpus = settings.num_gpus if settings.device != "cpu" and _cluster_has_gpu() else 0
-    actor: dict[str, Any] = {"num_cpus": 0, "num_gpus": gpus}
-    if settings.node_resource:
-        actor["resources"] = {settings.node_resource: nodes.SHARE}
     # The count is Serve's business: with it among the arguments, scaling would replace every replica.
     bound = replace(settings, **_UNSCALED)
     _keep_scale(model, settings)
-    decorate = serve.deployment(ray_actor_options=actor, **_scale(settings), **_options(settings))
+    decorate = serve.deployment(
+        ray_actor_options=nodes.actor(settings), **nodes.scale(settings), **_options(settings)
+    )
     deployment = decorate(ModelReplica)
     # Serve would take every deploy for new code, and replace the replicas of one that only scales.
     deployment._version = _fingerprint(bound, bundles)
     return deployment.bind(bound, list(bundles), model)
-
-
-def _scale(settings: Settings) -> dict[str, Any]:
-    """How many replicas, as a deployment's options say it."""
-    if settings.on_each_node:
-        return nodes.each_node(settings.node_resource)
-    return {"num_replicas": settings.replicas}
 
 
 def _fingerprint(settings: Settings, bundles: Sequence[Path]) -> str:
@@ -228,12 +240,7 @@ def _fingerprint(settings: Settings, bundles: Sequence[Path]) -> str:
 def root_application(settings: Settings, models: Sequence[str]) -> serve.Application:
     """The rest, to be run at /."""
     decorate = serve.deployment(ray_actor_options={"num_cpus": 0}, **_options(settings))
-    return decorate(Root).bind(list(models), settings.url)
-
-
-def _cluster_has_gpu() -> bool:
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources.get("GPU", 0) > 0
+    return decorate(Root).bind(list(models), settings.url, settings)
 
 
 def _options(settings: Settings) -> dict[str, Any]:
@@ -242,15 +249,22 @@ def _options(settings: Settings) -> dict[str, Any]:
         "health_check_period_s": 5.0,
         "health_check_timeout_s": 30.0,
         "graceful_shutdown_wait_loop_s": 0.1,
-        # Serve's deregistration, its drain, then ours; the last seconds are for closing.
-        "graceful_shutdown_timeout_s": 2 * settings.drain_s + 10.0,
-        "max_constructor_retry_count": 2,
+        "graceful_shutdown_timeout_s": shutdown_s(settings),
+        "max_constructor_retry_count": nodes.start_tries(),
         "logging_config": _logging(settings),
     }
 
 
+def shutdown_s(settings: Settings) -> float:
+    """Seconds that a replica gets to end: Serve's deregistration, its drain, then ours; the last ones are for
+    closing."""
+    return 2 * settings.drain_s + 10.0
+
+
 def _logging(settings: Settings) -> LoggingConfig:
-    return LoggingConfig(enable_access_log=False, log_level=settings.log_level.upper())
+    # Serve's own files: what it says of its progress is of use to who looks into Serve
+    level = "DEBUG" if settings.log_level == "debug" else "WARNING"
+    return LoggingConfig(enable_access_log=False, log_level=level)
 
 
 def model(args: dict[str, str]) -> serve.Application:
@@ -279,14 +293,15 @@ def _found(args: dict[str, str]) -> tuple[Settings, dict[str, list[Path]]]:
 logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
-def start(directory: Path) -> None:
+def start(directory: Path, settings: Settings) -> None:
     """Starts Ray on this machine, for loopback alone, with its files below `directory`."""
     ray.init(
         address="local",
         _node_ip_address="127.0.0.1",
         _temp_dir=str(directory / "ray"),
         include_dashboard=False,
-        num_cpus=0,  # every actor here takes none; Ray would start idle workers for each CPU
+        # Ray would start idle workers for each CPU; and unless told otherwise, every actor here takes none
+        num_cpus=os.cpu_count() if settings.num_cpus else 0,
         object_store_memory=80 * 1024 * 1024,  # nothing is put there
         logging_level=logging.ERROR,
         log_to_driver=False,
@@ -298,9 +313,9 @@ def address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
-def connect(settings: Settings) -> None:
-    """Joins the Ray cluster at `settings.address`."""
-    ray.init(address=settings.address, logging_level=logging.ERROR, log_to_driver=False)
+def connect(address: str) -> None:
+    """Joins the Ray cluster there."""
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
 
 
 def join(address: str) -> None:
@@ -383,7 +398,7 @@ def stop(settings: Settings) -> None:
     # The models first: Serve would end the front door at the same time, and with it the streams through it.
     for name in (name for name in serve.status().applications if name != ROOT):
         serve.delete(name, _blocking=False)
-    deadline = time.monotonic() + 2 * settings.drain_s + 10.0
+    deadline = time.monotonic() + shutdown_s(settings)
     while set(serve.status().applications) - {ROOT} and time.monotonic() < deadline:
         time.sleep(0.1)
     serve.shutdown()  # type: ignore[no-untyped-call]

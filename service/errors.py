@@ -4,6 +4,7 @@ CellstateError
 ├── BadRequest             not JSON, or not a request at all
 │   └── InvalidValue         a value of the wrong shape, type or range; names its place
 ├── TooLarge               more bytes or steps than a limit allows
+├── TooSlow                the request did not arrive in time
 ├── NotFound               no such path or model
 │   └── SessionNotFound      no such session, and the step is not 0
 ├── SessionExists          the id is taken by a live session
@@ -12,7 +13,10 @@ CellstateError
 ├── Gone                   the session was here and is no more
 │   ├── SessionExpired       its time to live ran out
 │   └── SessionLost          it was kept in memory only, and that memory is gone
+├── Unauthorized           no key, or none that is known
+├── Forbidden              the key is not for this
 ├── NoCapacity             a limit on sessions or on waiting requests is reached
+├── QuotaExceeded          a limit of the key is reached
 ├── Unavailable            a part this needs is away; the session has not moved
 │   ├── Stopping             this process takes nothing more; come back, maybe to another
 │   ├── Moving               the session is changing its owner; come back
@@ -54,6 +58,10 @@ class TooLarge(CellstateError):
     """More bytes or steps than a limit allows. Facts: `limit`."""
 
 
+class TooSlow(CellstateError):
+    """The request did not arrive in time."""
+
+
 class NotFound(CellstateError):
     """No such path or model."""
 
@@ -84,6 +92,18 @@ class SessionExpired(Gone):
 
 class SessionLost(Gone):
     """The session was kept in memory only, and that memory is gone."""
+
+
+class Unauthorized(CellstateError):
+    """The request has no key, or one that is not known."""
+
+
+class Forbidden(CellstateError):
+    """The key is known, and not for this model or path."""
+
+
+class QuotaExceeded(CellstateError):
+    """A limit of the key is reached. Facts: `retry_after_s`."""
 
 
 class NoCapacity(CellstateError):

@@ -20,14 +20,20 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+
+from service import settings
 
 #: Pasted by Serve behind HAProxy's `balance`. The sixth field of /v1/models/<model>/sessions/<id>/... is the
 #: session's id: all requests of a session reach the replica that holds it; paths without one are spread.
 BALANCE = "hash path,field(6,/)\n    hash-type consistent"
 
 COMMAND = "cellstate-haproxy"
+
+#: Which of the service's settings it needs; they must be in the environment of whoever starts it.
+SETTINGS = ("max_requests", "request_timeout_s")
 
 #: Not imported: see above. The tests hold it against `shortcut`.
 SHORTCUT = "service.shortcut:middlewares"
@@ -44,10 +50,28 @@ _DROPPED_LINES = re.compile(
 #: What Serve says while it knows no route, though "/" is one of ours: the door has just begun.
 _NO_ROUTE = re.compile(r"(\s+)http-request return status 404 content-type text/plain lf-string .*")
 
+#: Serve's rules for a model: what belongs to it, and where that goes.
+_OF_MODEL = re.compile(r"\s+acl is_(\S+) path_beg /v1/models/")
+_USE = re.compile(r"\s+use_backend (\S+) if is_\1$")
+_SERVER = re.compile(r"(\s+server (\S+) \S+) check.*")
+STREAMS = "-streams"
+#: Health checks of a backend of streams are those of the model's own.
+_CHECKS = re.compile(r"\s+(option httpchk|http-check|default-server)\b")
+
+#: Seconds until a connection of HAProxy's that nothing is asked on is closed.
+_IDLE_S = 3600
+#: Where the clients come in: TCP, and neither Serve's metrics nor gRPC
+_BIND = re.compile(r"^(frontend http_frontend\n[ \t]+bind [^\n]*)", re.MULTILINE)
+_TLS = "alpn http/1.1 ssl-min-ver TLSv1.2"
+
+#: The front door's certificate, beside HAProxy's files: `certificates.place` puts it there
+CERTIFICATE = "door.pem"
+
 #: Errors of HAProxy's own, in the words of `api.problems`. It makes 502, 503 and 504 a 500 otherwise.
 _PROBLEMS = {
     400: ("bad_request", "The request can't be read", "the request is not HTTP as RFC 9112 has it"),
     408: ("timeout", "The request is too slow", "the request did not arrive in time"),
+    429: ("no_capacity", "There is no room now", "as many requests are here as may be; nothing was executed"),
     500: ("unavailable", "The service can't do this now", "the front door failed"),
     502: ("unavailable", "The service can't do this now", "the replica went away before it answered"),
     503: ("unavailable", "The service can't do this now", "no replica can take the request now"),
@@ -92,22 +116,90 @@ def environment(directory: Path) -> dict[str, str]:
     return values
 
 
-def rewrite(configuration: str, directory: Path) -> str:
-    """Serve's HAProxy configuration as this service wants it. Error pages are in `directory`."""
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """requests: at once, for each replica of a model. timeout_s: that a request may take to arrive."""
+
+    requests: int = 512
+    timeout_s: float = 60.0
+
+
+def rewrite(
+    configuration: str, directory: Path, bounds: Bounds = Bounds(), certificate: Path | None = None
+) -> str:
+    """Serve's HAProxy configuration as this service wants it. Error pages are in `directory`. certificate: of
+    the front door, if it speaks TLS."""
+    if certificate is not None:
+        configuration, found = _BIND.subn(rf"\1 ssl crt {certificate} {_TLS}", configuration)
+        if not found:  # a door in the clear must not pass for one with TLS
+            raise RuntimeError("this Ray Serve writes HAProxy's configuration in another way: no TLS")
     sections = re.split(r"^(?=\S)", configuration, flags=re.MULTILINE)
+    models = _OF_MODEL.findall(configuration)
     return "".join(
-        _section(section, directory) for section in sections if not section.startswith(_DROPPED_SECTIONS)
+        _section(section, directory, models, bounds)
+        for section in sections
+        if not section.startswith(_DROPPED_SECTIONS)
     )
 
 
-def _section(section: str, directory: Path) -> str:
+def _section(section: str, directory: Path, models: list[str], bounds: Bounds) -> str:
     lines = [line for line in section.splitlines() if not _DROPPED_LINES.match(line)]
     lines = [_NO_ROUTE.sub(r"\1http-request deny deny_status 503", line) for line in lines]
     if section.startswith("defaults"):
         # A stream may be idle for as long as its session lives.
         lines.append("    timeout tunnel 7d")
+        # A request goes on to a replica when it is whole, or has filled a buffer: slow ones wait here.
+        lines.append("    option http-buffer-request")
+        lines.append(f"    timeout http-request {bounds.timeout_s:.0f}s")
+        if "timeout http-keep-alive" not in section:
+            lines.append(f"    timeout http-keep-alive {_IDLE_S}s")
         lines += [f"    errorfile {status} {directory / f'{status}.http'}" for status in _PROBLEMS]
+    elif section.startswith("frontend"):
+        lines = _gated(lines, models, bounds.requests)
+    elif section.startswith("backend") and section.split()[1] in models:
+        lines += _streams(section.split()[1], lines)
     return "\n".join(lines) + "\n"
+
+
+def _gated(lines: list[str], models: list[str], most: int) -> list[str]:
+    """The door's rules, with what is refused before a model's replicas hear of it. Counted are a model's
+    requests on their way; streams have a backend of their own, as they may last for days. What begins (a
+    session, a prediction) is refused at half of what is refused for all."""
+    first = next((n for n, line in enumerate(lines) if line.lstrip().startswith("use_backend ")), len(lines))
+    rules = [
+        "    acl stream hdr(upgrade) -i websocket",
+        "    acl begins path_end /sessions /predict",
+        "    acl replica path_end /handover",
+    ]
+    for model in models:
+        here = f"is_{model} METH_POST !stream !replica {{ nbsrv({model}) gt 0 }}"
+        taken = f"be_conn({model}),div(txn.servers)"
+        rules += [
+            f"    http-request set-var(txn.servers) nbsrv({model}) if is_{model}",
+            f"    http-request deny deny_status 429 if {here} {{ {taken} ge {most} }}",
+            f"    http-request deny deny_status 429 if {here} begins {{ {taken} ge {most // 2} }}",
+        ]
+    if not models:
+        return lines
+    uses = []
+    for line in lines[first:]:
+        use = _USE.match(line)
+        if use and use[1] in models:
+            uses.append(f"    use_backend {use[1]}{STREAMS} if is_{use[1]} stream")
+        uses.append(line)
+    return [*lines[:first], *rules, *uses]
+
+
+def _streams(model: str, backend: list[str]) -> list[str]:
+    """The same servers for a model's streams. They are up when those of the model are."""
+    lines = [f"backend {model}{STREAMS}"]
+    for line in backend[1:]:
+        server = _SERVER.match(line)
+        if server:
+            lines.append(f"{server[1]} track {model}/{server[2]}")
+        elif not _CHECKS.match(line):
+            lines.append(line)
+    return lines
 
 
 def error_page(status: int) -> str:
@@ -121,7 +213,7 @@ def error_page(status: int) -> str:
         "code": code,
     }
     headers = ["content-type: application/problem+json", "cache-control: no-store"]
-    if status in (502, 503, 504):
+    if status in (429, 502, 503, 504):
         problem["retry_after_s"] = 1
         headers.append("retry-after: 1")
     body = json.dumps(problem)
@@ -135,7 +227,11 @@ def prepare(arguments: Iterable[str]) -> None:
     path = Path(arguments[arguments.index("-f") + 1])
     for status in _PROBLEMS:
         (path.parent / f"{status}.http").write_text(error_page(status), newline="")
-    path.write_text(rewrite(path.read_text(), path.parent))
+    bounds = Bounds(*(settings.one(name) for name in SETTINGS))
+    # Serve gives each node's HAProxy a directory below the one that was asked for
+    found = [place / CERTIFICATE for place in (path.parent, path.parent.parent)]
+    certificate = next((place for place in found if place.exists()), None)
+    path.write_text(rewrite(path.read_text(), path.parent, bounds, certificate))
 
 
 def main() -> None:

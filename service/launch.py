@@ -18,6 +18,7 @@ import threading
 import time
 from functools import partial
 from http import HTTPStatus
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -25,8 +26,8 @@ import httpx
 
 from model.bundle import Bundle, find, lineages, load
 from model.errors import BundleError
-from service import front_door, listener, processes, running, supervisor
-from service.settings import Settings
+from service import certificates, front_door, listener, log_sink, processes, running, supervisor
+from service.settings import ENVIRONMENT_PREFIX, Settings
 
 #: Seconds the front door may take to lead to the models once they are ready.
 DOOR_S = 30.0
@@ -35,6 +36,9 @@ DOOR_S = 30.0
 class Refused(Exception):
     """The service can't start, and the reason is the user's to change."""
 
+
+#: For a shell that has the key in a variable
+KEY = ' -H "authorization: Bearer $KEY"'
 
 #: What to serve, by the models' names: the versions, newest first, and where each is
 Found = dict[str, list[tuple[Path, Bundle]]]
@@ -71,6 +75,18 @@ def check_port(settings: Settings) -> None:
         raise Refused(f"{error}; choose another by --port or --host") from error
 
 
+def check_traces(settings: Settings) -> None:
+    """Raises Refused when traces are wanted and what sends them is not installed."""
+    if not settings.traces:
+        return
+    try:
+        found = find_spec("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:  # a package above it
+        found = None
+    if found is None:
+        raise Refused("traces: the exporter is not installed; pip install 'cellstate[traces]'")
+
+
 def environment(directory: Path) -> dict[str, str]:
     """What the processes of a Ray of our own must find in their environment."""
     fallback = listener.bind("127.0.0.1", [0])
@@ -89,7 +105,14 @@ def environment(directory: Path) -> dict[str, str]:
     }
 
 
-def first_request(bundle: Bundle, base_url: str) -> str:
+def settings_of_door(settings: Settings) -> dict[str, str]:
+    """What the front door's process, which Serve starts, must find in its environment."""
+    return {
+        f"{ENVIRONMENT_PREFIX}{name.upper()}": str(getattr(settings, name)) for name in front_door.SETTINGS
+    }
+
+
+def first_request(bundle: Bundle, base_url: str, *, keyed: bool = False) -> str:
     """A command that opens a session of this model and steps it."""
     body: dict[str, object] = {"step": 0}
     if bundle.spec.architecture.task == "text":
@@ -101,14 +124,17 @@ def first_request(bundle: Bundle, base_url: str) -> str:
         body["inputs"] = [[float(f"{signal_.mean:.3g}") for signal_ in bundle.spec.inputs]]
     return (
         f"curl -s {base_url}/v1/models/{bundle.name}/sessions/demo/steps"
-        f" -H 'content-type: application/json' -d '{json.dumps(body)}'"
+        f" -H 'content-type: application/json'{KEY if keyed else ''} -d '{json.dumps(body)}'"
     )
 
 
 def banner(settings: Settings, served: Found, seconds: float) -> str:
     """What the user reads when the service is ready."""
     lines = [f"ready after {seconds:.1f} s: {settings.url} (also /docs, /metrics); Ctrl-C stops it", ""]
-    lines += ["A first request:", *(f"  {first_request(v[0][1], settings.url)}" for v in served.values())]
+    lines += [
+        "A first request:",
+        *(f"  {first_request(v[0][1], settings.url, keyed=bool(settings.keys))}" for v in served.values()),
+    ]
     return "\n".join(lines)
 
 
@@ -118,7 +144,9 @@ def wait_for_door(settings: Settings) -> None:
     deadline = time.monotonic() + DOOR_S
     while time.monotonic() < deadline:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{settings.url}/readyz", trust_env=False).status_code == HTTPStatus.OK:
+            # Not verified: the certificate need not name this machine, and nothing is told it
+            ready = httpx.get(f"{settings.url}/readyz", trust_env=False, verify=False)  # noqa: S501
+            if ready.status_code == HTTPStatus.OK:
                 return
         time.sleep(0.1)
     raise TimeoutError(f"the front door at {settings.url} did not lead to the models within {DOOR_S:g} s")
@@ -137,15 +165,19 @@ def main(arguments: list[str]) -> int:
         return 1  # the supervisor died before its death could reach us
     try:
         check_port(settings)
+        check_traces(settings)
         served = bundles(settings)
+        settings = log_sink.shown_here(settings, directory)
         needed = environment(directory)
+        certificates.place(settings, directory)
         for name, value in needed.items():
             os.environ.setdefault(name, value)
+        os.environ.update(settings_of_door(settings))
         from service import deployments
 
         print(f"starting Ray {deployments.RAY_VERSION} and {len(served)} model(s): {', '.join(served)}")
         sys.stdout.flush()
-        deployments.start(directory)
+        deployments.start(directory, settings)
         # Ray installs a handler of its own meanwhile.
         signal.signal(signal.SIGTERM, end_at_once)
         deployments.deploy(settings, paths(served))

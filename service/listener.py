@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import resource
 import socket
+from collections import Counter
 from collections.abc import Generator, Iterable
 
 import uvicorn
 
 from service.asgi import ASGI
+from service.gate import SWEEP_S, Gate, GateConfig, GateProtocol
 from service.settings import Settings
 
 
@@ -52,29 +55,40 @@ def bind(host: str, ports: Iterable[int]) -> socket.socket:
     raise PortTaken(f"{which} on {host}: {reason.strerror if reason else 'no port given'}")
 
 
-def url(listener: socket.socket, host: str) -> str:
+def url(listener: socket.socket, host: str, scheme: str = "http") -> str:
     """The address of a listening socket, for clients that know this machine as `host`."""
     try:
         shown = f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
     except ValueError:
         shown = host
-    return f"http://{shown}:{listener.getsockname()[1]}"
+    return f"{scheme}://{shown}:{listener.getsockname()[1]}"
+
+
+def spare_descriptors() -> int:
+    """How many connections this process can hold, beside its own files: half of what it may open."""
+    return max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 class Listener:
-    """Serves one ASGI callable on one listening socket, until `close`. Its lifespan is left to the caller."""
+    """Serves one ASGI callable on one listening socket, until `close`. Its lifespan is left to the caller.
+    refused: where to count what the gate does not let in, by reason."""
 
-    def __init__(self, app: ASGI, listener: socket.socket, settings: Settings) -> None:
+    def __init__(
+        self, app: ASGI, listener: socket.socket, settings: Settings, refused: Counter[str] | None = None
+    ) -> None:
         self._socket = listener
+        connections = min(settings.max_connections, spare_descriptors())
+        self.gate = Gate(settings.max_requests, connections, settings.request_timeout_s, refused)
         self._server = _Server(
-            uvicorn.Config(
+            GateConfig(
                 app,
+                gate=self.gate,
                 loop="none",
-                http="httptools",
-                ws="websockets-sansio",
                 lifespan="off",
                 access_log=False,
                 log_config=None,
+                ssl_certfile=settings.tls_cert or None,
+                ssl_keyfile=settings.tls_key or None,
                 server_header=False,
                 proxy_headers=False,  # nobody here asks who the client is
                 # Above the idle time of the usual connection pools: they close first, so that no request
@@ -88,14 +102,27 @@ class Listener:
             )
         )
         self._task: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
         """Starts to answer, in the running loop."""
-        self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[self._socket]))
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._server.serve(sockets=[self._socket]))
+        self._sweeper = loop.call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """Ends the connections that hold a place with a request that does not come."""
+        loop = asyncio.get_running_loop()
+        for connection in list(self._server.server_state.connections):
+            if isinstance(connection, GateProtocol):
+                connection.end_if_stuck(loop.time())
+        self._sweeper = loop.call_later(SWEEP_S, self._sweep)
 
     async def close(self) -> None:
         """Takes no more connections and waits for the requests that run, `drain_s` at most."""
         self._server.should_exit = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         if self._task is not None:
             await self._task
             self._task = None

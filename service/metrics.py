@@ -20,7 +20,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from service.sessions.counters import REASONS, SECONDS, Counters, Histogram, RequestCounters
+from service.sessions.counters import REASONS, SECONDS, Counters, Histogram, KeyCounters, RequestCounters
 
 if TYPE_CHECKING:  # torch: the front door's process has no use for it
     from service.sessions.lease import Lease
@@ -87,8 +87,14 @@ class Process:
 class Exposition:
     """What /metrics says of one process."""
 
-    def __init__(self, sources: Sequence[Source], requests: RequestCounters, process: Process) -> None:
-        self._sources, self._requests, self._process = sources, requests, process
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        requests: RequestCounters,
+        process: Process,
+        keys: Callable[[], KeyCounters | None] = lambda: None,
+    ) -> None:
+        self._sources, self._requests, self._process, self._keys = sources, requests, process, keys
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -101,6 +107,7 @@ class Exposition:
     def collect(self) -> Iterator[Metric]:
         yield from self._process_metrics()
         yield from self._request_metrics()
+        yield from self._key_metrics()
         yield from self._session_metrics()
         yield from self._engine_metrics()
         yield from self._store_metrics()
@@ -135,18 +142,26 @@ class Exposition:
         r = self._requests
         labels = ["model", "route", "status"]
         for name, help, counts in (
-            ("cellstate_requests", "Requests of clients and messages of streams, answered.", r.answered),
-            ("cellstate_peer_requests", "Requests that other replicas passed on.", r.of_peers),
+            ("cellstate_requests", "Requests of clients and messages of streams, answered.", r.answered()),
+            ("cellstate_peer_requests", "Requests that other replicas passed on.", r.of_peers.items()),
         ):
             answered = CounterMetricFamily(name, help, labels=labels)
-            for (model, route, status), count in counts.items():
+            for (model, route, status), count in counts:
                 answered.add_metric([model, route, str(int(status))], count)
             yield answered
+        refused = CounterMetricFamily(
+            "cellstate_refused",
+            "Requests and connections turned away before it was looked what they want.",
+            labels=["reason"],
+        )
+        for reason, count in self._requests.refused.items():
+            refused.add_metric([reason], count)
+        yield refused
         yield _histogram(
             "cellstate_request_seconds",
             "From a request's or message's arrival to its answer.",
             labels[:2],
-            (([model, route], h) for (model, route), h in r.seconds.items()),
+            (([model, route], h) for (model, route), h in r.seconds()),
         )
         items = CounterMetricFamily(
             "cellstate_bulk_items", "Requests within bulk bodies, answered.", labels=["model", "status"]
@@ -165,6 +180,29 @@ class Exposition:
         yield opened
         yield now
         yield _by_pair("cellstate_streams_closed", "Streams that ended.", "code", r.streams_closed)
+
+    def _key_metrics(self) -> Iterator[Metric]:
+        counted = self._keys()
+        if counted is None:
+            return
+        requests = CounterMetricFamily(
+            "cellstate_key_requests",
+            "Requests of a key, and messages of its streams; each request of a bulk one.",
+            labels=["key"],
+        )
+        for name, count in counted.requests.items():
+            requests.add_metric([name], count)
+        rejected = CounterMetricFamily(
+            "cellstate_key_rejected", "Requests of a key that it may not make.", labels=["key", "reason"]
+        )
+        for (name, reason), count in counted.rejected.items():
+            rejected.add_metric([name, reason], count)
+        refused = CounterMetricFamily(
+            "cellstate_unauthorized", "Requests without a known key.", labels=["reason"]
+        )
+        for reason, count in counted.refused.items():
+            refused.add_metric([reason], count)
+        yield from (requests, rejected, refused)
 
     def _session_metrics(self) -> Iterator[Metric]:
         info = self._gauge("cellstate_model_info", "1 for each model.", "digest")

@@ -6,6 +6,7 @@ with a SettingError that names it.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 from collections.abc import Mapping
@@ -76,8 +77,23 @@ class Settings:
         least=1,
         word=NODES,
     )
+    max_replicas: int = setting(
+        0,
+        "most replicas of each model, as many as its load needs, `replicas` the least; 0: no autoscaling",
+        least=0,
+    )
+    target_occupancy: float = setting(
+        0.6,
+        "share of its time (or room) in which each replica is to be busy, when they are scaled",
+        least=0.05,
+    )
+    scale_out_s: float = setting(20.0, "seconds that the load is too much before replicas are added", least=0)
+    scale_in_s: float = setting(300.0, "seconds that it is too little before any is stopped", least=0)
     device: str = setting("auto", "where the state lives: auto, cpu, cuda or cuda:N")
     num_gpus: float = setting(1.0, "share of a GPU each replica takes, where there is one", least=0)
+    num_cpus: float = setting(
+        0.0, "CPUs of the Ray cluster that each replica takes from others; 0: they are not counted", least=0
+    )
     precision: str = setting(
         "bf16",
         "what the weights are kept in: fp32, bf16 or int8; sums, gates and states are float32 in all",
@@ -128,19 +144,55 @@ class Settings:
     )
     quantum: int = setting(512, "most steps of one request in one tick, however short it is", least=1)
     tick_steps: int = setting(2048, "most steps of all requests in one tick together", least=1)
-    max_queue: int = setting(8192, "requests waiting in a replica before 429", least=1)
+    max_requests: int = setting(
+        512,
+        "HTTP requests at once in a replica before 429, from the front door and on its own port each",
+        least=2,
+    )
+    max_wait_ms: float = setting(
+        500.0, "longest that a request of several steps may have to wait for others before 429", least=0
+    )
+    max_queue: int = setting(
+        8192, "requests waiting in a replica before 429, those of bulk bodies and streams included", least=1
+    )
+    max_connections: int = setting(10_000, "connections to a replica's own port, streams included", least=1)
+    request_timeout_s: float = setting(60.0, "seconds that a request may take to arrive", least=1)
     max_body_bytes: int = setting(
         8 * 1024 * 1024, "largest body of a request, and largest stream message", least=1024
     )
     max_steps: int = setting(10_000, "most steps in one request", least=1)
     max_horizon: int = setting(1_000, "most steps of a horizon or of generated text", least=1)
     max_traced_steps: int = setting(256, "most steps of one request that asks for gates", least=1)
+    keys: str = setting(
+        "", "file of keys, made by `cellstate keys add`; none: no keys, everybody may do everything"
+    )
+    tls_cert: str = setting("", "PEM file of a certificate with its chain: all is HTTPS then")
+    tls_key: str = setting("", "PEM file of its private key")
+    tls_ca: str = setting(
+        "", "PEM file of the authorities that replicas know each other by; none: those of the system"
+    )
     drain_s: float = setting(10.0, "seconds that running requests get to end at a stop", least=0)
     log_level: str = setting(
-        "warning", "least level that is logged", choices=("debug", "info", "warning", "error")
+        "info", "least level that is logged", choices=("debug", "info", "warning", "error")
     )
+    log_format: str = setting(
+        "auto",
+        "lines of the log, on stderr: text or json; auto: text on a terminal, else json",
+        choices=("auto", "text", "json"),
+    )
+    access_log: str = setting("off", "a line for every request: on or off", choices=("off", "on"))
+    slow_ms: float = setting(1000.0, "a request that took longer is logged; 0: none is", least=0)
+    traces: str = setting(
+        "", "OTLP/HTTP endpoint that OpenTelemetry traces go to, such as http://127.0.0.1:4318; none: off"
+    )
+    trace_ratio: float = setting(
+        1.0, "share of the requests that are traced, of those that do not say it themselves", least=0
+    )
+    log_to: str = setting("", "socket of the `cellstate serve` that shows this process's log", hidden=True)
 
     def __post_init__(self) -> None:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise SettingError("tls_cert: a certificate and its key, tls_key, go together")
         for f in fields(self):
             check(f, getattr(self, f.name))
         direct_port_range(self)
@@ -149,6 +201,10 @@ class Settings:
             raise SettingError(f"store: {self.store!r} is not known; there are {', '.join(STORES)}")
         if self.store == "memory:" and self.durability in ("journal", "fsync"):
             raise SettingError(f"durability: memory: keeps nothing; {self.durability} needs another store")
+        if self.trace_ratio > 1:
+            raise SettingError(f"trace_ratio: must be at most 1, not {self.trace_ratio!r}")
+        if self.traces and not self.traces.startswith(("http://", "https://")):
+            raise SettingError(f"traces: must be the URL of an OTLP/HTTP endpoint, not {self.traces!r}")
         if self.address and self.store.startswith("sqlite:"):
             raise SettingError(
                 "store: sqlite: is for one machine; on a cluster (--address) give a redis:// that all of it"
@@ -157,6 +213,23 @@ class Settings:
         if self.replicas != 1 and self.store == "memory:":
             raise SettingError(
                 "replicas: more than 1 needs a store that replicas share; memory: is one replica's own"
+            )
+        self._check_scale()
+
+    def _check_scale(self) -> None:
+        if self.target_occupancy > 1:
+            raise SettingError(f"target_occupancy: is a share, at most 1, not {self.target_occupancy:g}")
+        if self.max_replicas and self.store == "memory:":
+            raise SettingError(
+                "max_replicas: needs a store that replicas share; memory: is one replica's own"
+            )
+        if self.max_replicas and self.on_each_node:
+            raise SettingError(
+                "max_replicas: with replicas: nodes, the nodes are what decides; leave one of them"
+            )
+        if self.max_replicas and isinstance(self.replicas, int) and self.max_replicas < self.replicas:
+            raise SettingError(
+                f"max_replicas: must be at least replicas, {self.replicas}, not {self.max_replicas}"
             )
         if self.on_each_node and self.store.startswith("sqlite:"):
             raise SettingError(
@@ -188,10 +261,24 @@ class Settings:
         return f"sqlite:{directory / 'sessions.db'}"
 
     @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it. A name but localhost counts as reachable."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
     def url(self) -> str:
         """Where this machine reaches the front door."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 (compared)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return (
+            f"{self.scheme}://[{host}]:{self.port}" if ":" in host else f"{self.scheme}://{host}:{self.port}"
+        )
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls_cert else "http"
 
 
 def shown() -> list[Field[Any]]:
@@ -245,6 +332,16 @@ def parse(f: Field[Any], text: str) -> Any:
         return kind(text)
     except ValueError as error:
         raise SettingError(f"{f.name}: {text!r} is not {noun}") from error
+
+
+def one(name: str, environment: Mapping[str, str] | None = None) -> Any:
+    """A single setting from the environment, or its default. Raises SettingError."""
+    environment = os.environ if environment is None else environment
+    f = next(f for f in fields(Settings) if f.name == name)
+    text = environment.get(ENVIRONMENT_PREFIX + name.upper())
+    value = f.default if text is None else parse(f, text)
+    check(f, value)
+    return value
 
 
 def settings_table() -> str:

@@ -3,8 +3,8 @@
 Ray wraps each request in a task, a metadata record, metrics and a semaphore, which costs more than a step of
 the model. Serve takes middlewares by the name of a function (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH) and
 puts them around the wrapper; this one answers itself what is the application's and leaves Ray's own paths
-(/-/healthz, /-/routes) to Ray. Price: Ray does not see these requests, so autoscaling by Ray's count of
-ongoing requests needs the variable unset.
+(/-/healthz, /-/routes) to Ray. Ray does not see these requests: autoscaling goes by what replicas report
+(`occupancy.py`), not by Ray's count of ongoing ones.
 """
 
 from __future__ import annotations

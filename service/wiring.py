@@ -8,6 +8,7 @@ import gc
 import logging
 import platform
 import secrets
+import time
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -17,16 +18,21 @@ import torch
 
 from model import bundle as bundles
 from model.bundle import Bundle, Lineage, lineages
+from service.api.access import Access
 from service.api.app import Api
 from service.api.endpoint import ModelEndpoint
+from service.api.messages import Intake
 from service.api.openapi import openapi_json
 from service.api.pages import docs_page
 from service.api.peers import Peers
 from service.api.routes import Site
+from service.api.watch import Watch
 from service.asgi import Receive, Scope, Send
+from service.certificates import authorities
 from service.engine.engine import Engine
 from service.metrics import Exposition, Process, Source
 from service.pulse import Pulse
+from service.redaction import guard
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import Upkeep
 from service.sessions.manager import SessionManager
@@ -43,6 +49,10 @@ log = logging.getLogger("cellstate")
 GC_ALLOCATIONS = 20_000
 
 
+#: Largest bodies that may be read at a time
+BODIES = 8
+
+
 class Application:
     """One ASGI 3 callable for the models it was built with: http, websocket, lifespan."""
 
@@ -57,16 +67,27 @@ class Application:
         self.requests = RequestCounters()
         self._pulse = Pulse()
         self._exposition: Exposition | None = None
+        self.access = Access(settings.keys)
+        guard("uvicorn.error", "uvicorn.asgi", "websockets.server")
         site = Site(
             endpoints=self._endpoints,
             ready=lambda: self.ready,
             metrics=self._metrics,
             replica=lambda: self.replica,
             counters=self.requests,
-            openapi=lambda: openapi_json(self._endpoints.values()),
-            docs=lambda: docs_page(self._endpoints.values()),
+            openapi=lambda models: openapi_json(self._endpoints.values() if models else ()),
+            docs=lambda models: docs_page(self._endpoints.values() if models else ()),
+            access=self.access,
+            watch=Watch(settings.slow_ms / 1000 or float("inf"), each=settings.access_log == "on"),
         )
-        self.api = Api(site, settings.max_body_bytes, self.requests)
+        intake = Intake(
+            requests=2 * settings.max_requests,  # by both ways in
+            body=settings.max_body_bytes,
+            bodies=BODIES * settings.max_body_bytes,
+            timeout_s=settings.request_timeout_s,
+        )
+        self.api = Api(site, intake, self.requests)
+        self.access.on_change = self.api.streams.recheck
 
     @property
     def direct_url(self) -> str:
@@ -85,6 +106,11 @@ class Application:
         return self._direct_url if self.settings.direct == "on" else ""
 
     @property
+    def managers(self) -> list[SessionManager]:
+        """Of every version of every model; after `startup`."""
+        return [m for endpoint in self._endpoints.values() for m in endpoint.manager.managers]
+
+    @property
     def ready(self) -> bool:
         """Whether it can take traffic: everything is loaded and warm, and it is not stopping."""
         return self._started and self._stopping is None
@@ -98,13 +124,14 @@ class Application:
         """Makes the engines, warms them, and begins. Once, on the loop that will serve."""
         if self._started:
             return
-        device = choose_device(self.settings)
+        began, device = time.monotonic(), choose_device(self.settings)
         if device.type == "cpu":
             torch.set_num_threads(self.settings.threads)
         for lineage in self._models:
             endpoint = make_endpoint(self.settings, lineage, device)
             endpoint.direct_url = self._told_url
             await endpoint.manager.start(self._direct_url)
+            endpoint.manager.limit_namespaces(self.access.session_limit)
             self._endpoints[endpoint.bundle.name] = endpoint
         sources = [
             Source(manager.bundle.name, manager.bundle.version, manager, endpoint.manager.lease_of(manager))
@@ -112,13 +139,42 @@ class Application:
             for manager in endpoint.manager.managers
         ]
         self._pulse.start()
-        self._exposition = Exposition(sources, self.requests, self._process(device))
+        self._exposition = Exposition(sources, self.requests, self._process(device), self.access.counted)
+        if self.settings.traces:
+            self._trace(sources)
         # What is here now stays: the collector need not walk torch and Ray each time sessions pile up. And
         # what a request leaves behind goes by its reference count, so the collector need not look so often.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_ALLOCATIONS)
+        await self.access.watch()
         self._started = True
+        log.info(
+            "ready",
+            extra={
+                "event": "ready",
+                "versions": [f"{source.model} {source.version}" for source in sources],
+                "device": str(device),
+                "precision": self.settings.precision,
+                "store": self.settings.store.partition(":")[0],
+                "url": self._direct_url,
+                "seconds": round(time.monotonic() - began, 3),
+            },
+        )
+
+    def _trace(self, sources: Sequence[Source]) -> None:
+        """Raises SettingError if that can't be done here."""
+        from service.tracing import open_tracer  # a sixth of a second that most can do without
+
+        self.api.site.watch.tracer = open_tracer(
+            self.settings.traces,
+            self.settings.trace_ratio,
+            service__name="cellstate",
+            service__instance__id=self.replica,
+            cellstate__versions=", ".join(f"{source.model} {source.version}" for source in sources),
+        )
+        for source in sources:
+            source.manager.traced = True
 
     async def shutdown(self) -> None:
         """Takes no new work, lets running requests end (`drain_s`), closes streams and engines."""
@@ -127,10 +183,15 @@ class Application:
         await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
+        self.access.close()
+        began = time.monotonic()
         managers = [endpoint.manager for endpoint in self._endpoints.values()]
+        streams = {"event": "drain", "streams": len(self.api.streams)}
+        log.info("draining: running requests may end", extra=streams)
         drained = await asyncio.gather(*(m.drain(self.settings.drain_s) for m in managers))
         if not all(drained):
-            log.warning("requests were still running after %g s", self.settings.drain_s)
+            cut = {"event": "drain_cut", "seconds": self.settings.drain_s}
+            log.warning("requests were still running after %g s", self.settings.drain_s, extra=cut)
         await asyncio.gather(*(manager.leave() for manager in managers))
         for manager in managers:
             manager.close()
@@ -144,6 +205,10 @@ class Application:
             if endpoint.peers is not None:
                 await endpoint.peers.close()
         self._pulse.stop()
+        tracer = self.api.site.watch.tracer
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
+        log.info("stopped", extra={"event": "stopped", "seconds": round(time.monotonic() - began, 3)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -188,7 +253,7 @@ class Application:
 
 
 def build(settings: Settings, paths: Sequence[Path]) -> Application:
-    """The application for the bundles at those paths. Raises BundleError or SettingError."""
+    """The application for the bundles at those paths. Raises BundleError, SettingError or KeysError."""
     models = lineages([bundles.load(path) for path in paths])
     choose_device(settings)
     return Application(settings, models)
@@ -206,11 +271,13 @@ def make_endpoint(settings: Settings, lineage: Lineage, device: torch.device) ->
         ttl_s=settings.ttl_s,
         replay_window=settings.replay_window,
         durability=durability,
+        wait_s=settings.max_wait_ms / 1e3,
     )
     newest, older = lineage[0], lineage[1:]
     if settings.store == "memory:" or settings.upgrade != "pin":
         for bundle in older:
-            log.info("%s: no session stays on version %s, it is not loaded", bundle.name, bundle.version)
+            about = {"event": "version_left_out", "model": bundle.name, "version": bundle.version}
+            log.info("no session stays on an older version: it is not loaded", extra=about)
         older = ()
     engine = make_engine(settings, newest, device)
     if settings.store == "memory:":
@@ -218,7 +285,12 @@ def make_endpoint(settings: Settings, lineage: Lineage, device: torch.device) ->
     store = open_store(
         settings.store_address, newest.name, settings.lease_s, fence=settings.unsafe != "fence"
     )
-    peers = Peers(newest.name, lambda: store.secret, newest.version)
+    peers = Peers(
+        newest.name,
+        lambda: store.secret,
+        newest.version,
+        authorities(settings) if settings.tls_cert else True,
+    )
     specs = {bundle.digest: bundle.spec for bundle in lineage}
     upkeep = Upkeep(settings.replay_window, retention(settings, newest.name), settings.upgrade, specs)
     unsafe = Unsafe(fence=settings.unsafe == "fence", window=settings.unsafe == "window")

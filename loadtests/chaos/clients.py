@@ -59,26 +59,37 @@ class Clients:
     """All of them, in this process. Each has its own way: by a proxy alone, or by direct addresses too."""
 
     def __init__(
-        self, urls: Iterable[tuple[str, bool]], bundle: Bundle, seed: int, rate: float, patience_s: float
+        self,
+        urls: Iterable[tuple[str, bool]],
+        bundle: Bundle,
+        seed: int,
+        rate: float,
+        patience_s: float,
+        model: str = MODEL,
     ) -> None:
         self._clients = [
             AsyncClient(url, timeout_s=CALL_S, direct=direct, trust_env=False) for url, direct in urls
         ]
-        self._bundle, self._seed, self._rate = bundle, seed, rate
+        self._bundle, self._seed, self._rate, self._model = bundle, seed, rate, model
+        self._in, self._out = (
+            np.array([(signal.mean, signal.std) for signal in signals]).T
+            for signals in (bundle.spec.inputs, bundle.spec.outputs)
+        )
         self._stop, self._patience_s, self._last_s = asyncio.Event(), patience_s, math.inf
         self.tracks: list[Track] = []
         self.seconds: list[float] = []
         self.seen: Counter[str] = Counter()
+        self.late: list[str] = []  # why calls took too long
 
     def inputs(self, number: int, first: int, count: int) -> NDArray[np.float64]:
-        """The rows of some steps of a session; always the same ones. [count, I]"""
-        width = self._bundle.spec.architecture.input_size
+        """The rows of some steps of a session, in units; always the same ones. [count, I]"""
+        mean, std = self._in
         rows = [np.random.default_rng([self._seed, number, step]) for step in range(first, first + count)]
-        return np.array([rng.standard_normal(width).round(4) for rng in rows])
+        return np.array([(rng.standard_normal(len(mean)) * std + mean).round(4) for rng in rows])
 
     async def open(self, count: int) -> None:
         for number in range(count):
-            model = self._clients[number % len(self._clients)].model(MODEL)
+            model = self._clients[number % len(self._clients)].model(self._model)
             self.tracks.append(Track(number, await model.open(f"chaos-{number}")))
 
     async def run(self) -> None:
@@ -118,6 +129,7 @@ class Clients:
                 reply = await track.session.step(inputs)
             except DeadlineExceeded as error:
                 self.seen["calls that took too long and were made again"] += 1
+                self.late.append(f"{track.session.id}: {error}")
                 if time.monotonic() > self._last_s:
                     track.broken = f"no reply: {error}"
                     return
@@ -148,7 +160,7 @@ class Clients:
                 found.broken += 1
                 found.note(f"{track.session.id}: {track.broken}")
             await self._count(track, found)
-            error = np.abs(np.array(track.outputs).reshape(truth.shape) - truth).max(axis=1, initial=0.0)
+            error = self._error(np.array(track.outputs).reshape(truth.shape), truth).max(axis=1, initial=0.0)
             bad = np.flatnonzero(~(error <= TOLERANCE))
             if len(bad):
                 found.wrong += len(bad)
@@ -160,7 +172,13 @@ class Clients:
 
     def _reference(self, track: Track) -> NDArray[np.float64]:
         weights = {name: tensor.numpy() for name, tensor in self._bundle.weights.items()}
-        return Reference(self._bundle.spec, weights).run(self.inputs(track.number, 0, len(track.outputs)))
+        (mean, std), (out_mean, out_std) = self._in, self._out
+        prepared = (self.inputs(track.number, 0, len(track.outputs)) - mean) / std
+        return np.asarray(Reference(self._bundle.spec, weights).run(prepared) * out_std + out_mean)
+
+    def _error(self, outputs: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
+        """In normalised units."""
+        return np.asarray(np.abs(outputs - truth) / self._out[1])
 
     async def _count(self, track: Track, found: Findings) -> None:
         try:
@@ -184,6 +202,6 @@ class Clients:
         if len(wanted) < len(outputs):
             return  # its client broke off before that step
         self.seen["replies to what was sent again"] += 1
-        if reply["step"] != step or not np.abs(outputs - wanted).max() <= TOLERANCE:
+        if reply["step"] != step or not self._error(outputs, wanted).max() <= TOLERANCE:
             found.wrong += 1
             found.note(f"{reply['session_id']}: the second reply to step {step} is wrong")

@@ -12,7 +12,7 @@ from service.settings import Settings
 
 def main() -> None:
     settings = Settings(**json.loads(sys.argv[1]))
-    deployments.connect(settings)
+    deployments.connect(settings.address)
     deployments.deploy(settings, launch.paths(launch.bundles(settings)))
     print(f"deployed from {Path.cwd()}: {settings.replicas} replicas")
 

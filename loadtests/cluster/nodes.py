@@ -6,10 +6,9 @@ import asyncio
 import os
 import secrets
 import shlex
-import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
@@ -22,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 #: What an operator gives a node that is to hold models
 RESOURCE = "cellstate"
 GCS_PORT, DASHBOARD_PORT, DOOR_PORT, REDIS_PORT = 6379, 8265, 8000, 6379
-START_S = 120.0
+START_S = 180.0
+DRAIN_S = 40.0
 OBJECT_STORE = 80 * 2**20  # the least Ray takes; nothing is put there
 
 
@@ -33,8 +33,7 @@ class Node:
         self.machine, self.directory = machine, directory
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(exist_ok=True)
-        # What `eval "$(cellstate-haproxy --environment)"` does in the node's shell
-        self.environment = {**environment, **doors_environment(environment)}
+        self.environment = dict(environment)
 
     @property
     def url(self) -> str:
@@ -46,17 +45,38 @@ class Node:
         return self._process is not None and self._process.poll() is None
 
     def start(self, *options: str) -> None:
+        self._options = options
+        # Ray takes a node for one that runs if it left this and finds its address among all processes; here,
+        # those of the other namespaces are some of them.
+        (self.directory / "ray" / "ray_current_cluster").unlink(missing_ok=True)
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         command += [f"--node-ip-address={self.machine.address}", f"--object-store-memory={OBJECT_STORE}"]
         command += [f"--temp-dir={self.directory / 'ray'}", *options]
         self._process = spawn(self.machine.enter(command), self.directory / "log", self.environment)
 
+    def revive(self) -> None:
+        """Starts it again if it ended by itself, as systemd or Kubernetes does: on a busy machine, Ray
+        gives up waiting for its own processes."""
+        if self._options and not self.alive:
+            self.machine.kill()
+            self.start(*self._options)
+
     def kill(self) -> int:
         """kill -9 of all that runs on it. How many processes."""
+        self._options = ()
         killed = self.machine.kill()
         if self._process is not None:
             self._process.wait()
         return killed
+
+    def leave(self) -> int:
+        """Stops it as systemd and Kubernetes do, by SIGTERM: Ray drains it. How many processes had to be
+        killed in the end."""
+        self._options = ()
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(START_S)
+        return self.machine.kill()
 
     def processes(self, prefix: str) -> list[int]:
         """Those on this node whose command, or the title that they gave themselves, begins so."""
@@ -70,10 +90,10 @@ class Node:
                 found.append(pid)
         return found
 
-    def run(self, *command: str, timeout_s: float = START_S) -> subprocess.CompletedProcess[str]:
-        """A command in the node's shell."""
+    def python(self, *arguments: str, timeout_s: float = START_S) -> subprocess.CompletedProcess[str]:
+        """Runs `python ARGUMENTS` in the node's shell."""
         return subprocess.run(
-            self.machine.enter(command),
+            self.machine.enter([sys.executable, *arguments]),
             env=self.environment,
             capture_output=True,
             text=True,
@@ -98,6 +118,10 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # So long a node bears that the head is away
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+            # At SIGTERM a node waits so long for its replicas to end: more than they are given
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S),
             "CELLSTATE_STORE": f"redis://{self._redis_machine.address}:{REDIS_PORT}/0",
             **settings,
         }
@@ -106,11 +130,20 @@ class RayCluster:
             "RAY_REDIS_ADDRESS": f"{self._redis_machine.address}:{REDIS_PORT}",
             "RAY_external_storage_namespace": "cellstate",
         }
-        names = ["head", *(f"worker{n}" for n in range(1, workers + 1))]
-        self.head, *self.workers = (
-            Node(self.network.add(name), directory / name, environment | (at_head if name == "head" else {}))
-            for name in names
-        )
+        self._environment = environment | doors_environment(environment)
+        self.head = self._node("head", self._environment | at_head)
+        self.workers: list[Node] = []
+        for _ in range(workers):
+            self.new_worker()
+
+    def _node(self, name: str, environment: Mapping[str, str]) -> Node:
+        return Node(self.network.add(name), self._directory / name, environment)
+
+    def new_worker(self) -> Node:
+        """A machine that is yet to be started."""
+        worker = self._node(f"worker{len(self.workers) + 1}", self._environment)
+        self.workers.append(worker)
+        return worker
 
     @property
     def nodes(self) -> list[Node]:
@@ -154,24 +187,20 @@ class RayCluster:
             while True:
                 if not self.head.alive:
                     raise Failed(f"the head ended: {(self.head.directory / 'log').read_text()[-1500:]}")
-                asked = await asyncio.to_thread(self.head.run, *_python("-m", "ray.serve.scripts", "status"))
+                asked = await asyncio.to_thread(self.head.python, "-m", "ray.serve.scripts", "status")
                 if asked.returncode == 0:
                     return
                 await asyncio.sleep(0.5)
 
     def serve(self, *arguments: str) -> str:
         """`serve ARGUMENTS` on the head. Raises Failed."""
-        done = self.head.run(*_python("-m", "ray.serve.scripts", *arguments))
+        done = self.head.python("-m", "ray.serve.scripts", *arguments)
         if done.returncode:
             raise Failed(f"serve {shlex.join(arguments)}: {(done.stdout + done.stderr)[-2000:]}")
         return done.stdout
 
     def close(self) -> None:
         self.network.close()
-
-
-def _python(*arguments: str) -> list[str]:
-    return [sys.executable, *arguments]
 
 
 def doors_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -208,8 +237,3 @@ async def ready(url: str, seconds: float = START_S) -> None:
             except httpx.HTTPError:
                 pass
             await asyncio.sleep(0.2)
-
-
-def send(pids: Sequence[int], number: signal.Signals) -> None:
-    for pid in pids:
-        os.kill(pid, number)

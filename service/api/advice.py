@@ -17,6 +17,10 @@ ADVICE: dict[str, tuple[str, str]] = {
         "The body has more bytes, or the request more steps, than `limit`. Nothing was executed.",
         "Send the steps in several requests, one after the other.",
     ),
+    "timeout": (
+        "The request did not arrive within `request_timeout_s`. Nothing was executed.",
+        "Send the same request again, over a faster connection or in smaller pieces.",
+    ),
     "unsupported_media_type": (
         "The body says that it is not JSON, or that it is compressed. Nothing was executed.",
         "Send plain JSON with `Content-Type: application/json`.",
@@ -54,8 +58,21 @@ ADVICE: dict[str, tuple[str, str]] = {
         "The session was kept in the memory of a process that ended.",
         "Open a new one and send the sequence, or a snapshot, again.",
     ),
+    "unauthorized": (
+        "The service has keys, and the request has none, or one that is not known. Nothing was executed.",
+        "Send `Authorization: Bearer` with a key that the operator gave you.",
+    ),
+    "forbidden": (
+        "The key is good, and not for this model or this path. Nothing was executed.",
+        "Take a key that is for it, or ask the operator.",
+    ),
+    "quota_exceeded": (
+        "The key has as many sessions open, or has sent as many requests, as it may. Nothing was executed.",
+        "Send the same request again after `retry_after_s`, with its `step`; or end sessions.",
+    ),
     "no_capacity": (
-        "As many sessions are open, or requests waiting, as there may be. Nothing was executed.",
+        "More is asked for than can be done in time, or as many sessions are open as may be. Nothing was"
+        " executed.",
         "Send the same request again after `retry_after_s`, with its `step`.",
     ),
     "unavailable": (

@@ -11,13 +11,21 @@ import logging
 import time
 from http import HTTPStatus
 
-from service.api.messages import ClientGone, Request, Response
-from service.api.peers import HEADER, PeerAway
-from service.api.problems import TABLE, code_in
-from service.api.routes import HANDOVER, ROUTES, STREAM, Handler, Site, hand_over, match, unanswered
+from service.api.messages import ClientGone, Intake, Request, Response
+from service.api.peers import PeerAway
+from service.api.problems import TABLE, code_in, without
+from service.api.routes import HANDOVER, ROUTES, STREAM, Handler, Site, admit, hand_over, match, unanswered
 from service.api.websocket import Streams
 from service.asgi import Receive, Scope, Send
-from service.errors import CellstateError, Elsewhere, EngineFailure, MethodNotAllowed, NotFound
+from service.asked import PEER, REQUEST_ID
+from service.errors import (
+    CellstateError,
+    Elsewhere,
+    EngineFailure,
+    MethodNotAllowed,
+    NoCapacity,
+    NotFound,
+)
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import insisting
 
@@ -30,20 +38,27 @@ CLIENT_GONE = 499
 class Api:
     """Answers every request exactly once; whatever comes in, never a traceback and never a 500."""
 
-    def __init__(self, site: Site, max_body_bytes: int, counters: RequestCounters) -> None:
+    def __init__(self, site: Site, intake: Intake, counters: RequestCounters) -> None:
         self.site, self.counters = site, counters
-        self.streams = Streams()
-        self._limit = max_body_bytes
+        self.streams = Streams(site.watch)
+        self._intake = intake
 
     async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        template = model = code = ""
+        template = model = session_id = code = ""
         request: Request | None = None
+        response: Response | None = None
+        watch, intake = self.site.watch, self._intake
+        asked = watch.begin(scope["headers"])
+        intake.running += 1
         try:
             try:
                 template, model, session_id = match(scope["path"])
+                if intake.running > intake.requests:
+                    self._check_room(scope["method"], template)
                 handler = _handler(template, scope["method"])
-                request = Request(scope, receive, self._limit, model, session_id)
+                request = Request(scope, receive, intake, model, session_id, asked.headers)
+                admit(self.site, template, request)
                 try:
                     response = await handler(self.site, request)
                 except Elsewhere as error:
@@ -51,28 +66,51 @@ class Api:
                     code = code_in(response.status, response.body)
             except CellstateError as error:
                 kind = TABLE[type(error)]
+                error = without("" if request is None else request.identity.prefix, error)
                 response, code = Response.of(error, kind.status), kind.code
-        except (ClientGone, asyncio.CancelledError) as gone:
-            self._count(template, model, request, CLIENT_GONE, "", started)
-            if isinstance(gone, asyncio.CancelledError):
+                watch.refused(error, template, self._known(model), session_id)
+            except (ClientGone, asyncio.CancelledError):
                 raise
-            return
-        except Exception:  # a bug of ours: its client still gets an answer, and the log the reason
-            log.exception("a handler of %s failed", template)
-            own = EngineFailure("the service met an error of its own; it is in its log", retry_after_s=1)
-            response, code = Response.of(own, 503), TABLE[EngineFailure].code
-        self._count(template, model, request, response.status, code, started)
-        await response.send(send, head=scope["method"] == "HEAD")
+            except Exception:  # a bug of ours: its client still gets an answer, and the log the reason
+                about = {"event": "failure", "model": model, "session": session_id}
+                log.exception("a handler of %s failed", template, extra=about)
+                own = EngineFailure("the service met an error of its own; it is in its log", retry_after_s=1)
+                response, code = Response.of(own, 503), TABLE[EngineFailure].code
+            self._count(template, model, request, response.status, code, started)
+            if asked.named:
+                response.headers += ((REQUEST_ID, asked.id.encode()),)
+            await response.send(send, head=scope["method"] == "HEAD")
+            known = self._known(model)
+            watch.end(asked, scope["method"], template, known, session_id, response.status, started)
+        except ClientGone:
+            self._count(template, model, request, CLIENT_GONE, "", started)
+        except asyncio.CancelledError:
+            if response is None:  # else it was counted, and its client left while it was sent
+                self._count(template, model, request, CLIENT_GONE, "", started)
+            raise
+        finally:
+            intake.running -= 1
+            if request is not None and request.held:
+                intake.held -= request.held
+
+    def _check_room(self, method: str, template: str) -> None:
+        """More requests are here than may be: what moves no session is let in all the same. Raises
+        NoCapacity."""
+        if method == "POST" and template != HANDOVER:
+            self.counters.refused["requests"] += 1
+            raise NoCapacity("as many requests are here as may be; nothing was executed", retry_after_s=1)
+
+    def _known(self, model: str) -> str:
+        """A model name that is not one of ours is a client's invention: as a label it would be unbounded."""
+        return model if model in self.site.endpoints else ""
 
     def _count(
         self, template: str, model: str, request: Request | None, status: int, code: str, started: float
     ) -> None:
-        # A model name that is not one of ours is a client's invention: as a label it would be unbounded
-        endpoint = self.site.endpoints.get(model)
-        known, route = model if endpoint is not None else "", template or "none"
+        endpoint, known, route = self.site.endpoints.get(model), self._known(model), template or "none"
         if (
             request is not None
-            and request.header(HEADER) is not None
+            and request.header(PEER) is not None
             and endpoint is not None
             and endpoint.peers is not None
             and endpoint.peers.is_peer(request)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,9 +19,11 @@ from urllib.parse import urlsplit
 import httpx
 
 from model.versions import order
+from service.api.guard import ASKER
 from service.api.problems import PROBLEM_TYPE, TABLE, problem_json
-from service.api.targets import OWN, Target, host, targets_json
+from service.api.targets import OWN, Target, host, scheme, targets_json
 from service.asgi import Receive, Scope, Send
+from service.asked import ASKED, Asked
 from service.errors import CellstateError, MethodNotAllowed, NotFound, Unavailable
 from service.sessions.counters import RequestCounters
 
@@ -67,7 +70,8 @@ class Cluster:
     `replicas` lists those that live. `merge` makes one exposition of many, by replica. `describe` makes of
     the models' facts the OpenAPI document and the page that shows it; it may take its time, in a thread.
     `door`: the front door of this machine, which must lead to the models before they count as ready. `own`:
-    the exposition of this process alone, made of `requests`, `ready` and `living`.
+    the exposition of this process alone, made of `requests`, `ready` and `living`. `verify`: whom the
+    replicas' certificates must be of.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Cluster:
         client: httpx.AsyncClient | None = None,
         timeout_s: float = 5.0,
         door: str = "",
+        verify: ssl.SSLContext | bool = True,
         own: Callable[[], bytes] = bytes,
     ) -> None:
         self._door = door
@@ -92,7 +97,10 @@ class Cluster:
         self._describe = describe
         self._described: tuple[list[object], tuple[bytes, bytes]] | None = None
         # The environment's proxies are for the world outside, never for the replicas.
-        self._client = client or httpx.AsyncClient(timeout=timeout_s, trust_env=False)
+        self._client = client or httpx.AsyncClient(timeout=timeout_s, trust_env=False, verify=verify)
+        # Our own door is asked by the address of this machine, which its certificate need not name; what it
+        # says is whether it is there, and it is sent nothing
+        self._probe = client or httpx.AsyncClient(timeout=timeout_s, trust_env=False, verify=False)  # noqa: S501
         self._timeout_s = timeout_s
         self._routes: dict[str, Callable[[Scope], Awaitable[Reply]]] = {
             "/v1/models": self._list_models,
@@ -105,28 +113,41 @@ class Cluster:
             "/docs": self._docs,
         }
 
+    @property
+    def paths(self) -> frozenset[str]:
+        """Those that it answers."""
+        return frozenset(self._routes)
+
     async def close(self) -> None:
         """Ends the connections to the replicas."""
         await self._client.aclose()
+        await self._probe.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
+            self._count("none", HTTPStatus.NOT_FOUND, TABLE[NotFound].code, 0.0)
             await receive()
             await send({"type": "websocket.close", "code": 4404, "reason": "no such path"})
             return
         if scope["type"] != "http":
             return
-        started = time.perf_counter()
+        started, asked = time.perf_counter(), Asked(scope["headers"])
+        ASKED.set(asked)
         reply = await self._answer(scope)
         route = scope["path"] if scope["path"] in self._routes else "none"
-        self.requests.observe("", route, reply.status, time.perf_counter() - started)
-        if reply.code:
-            self.requests.errors["", reply.code] += 1
+        self._count(route, reply.status, reply.code, time.perf_counter() - started)
         headers = {"content-type": reply.content_type, "content-length": str(len(reply.body))}
         headers |= reply.headers or {}
+        if asked.named:
+            headers["x-request-id"] = asked.id
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": reply.status, "headers": raw})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
+
+    def _count(self, route: str, status: int, code: str, seconds: float) -> None:
+        self.requests.observe("", route, status, seconds)
+        if code:
+            self.requests.errors["", code] += 1
 
     async def _answer(self, scope: Scope) -> Reply:
         method, path = scope["method"], scope["path"]
@@ -143,8 +164,10 @@ class Cluster:
     def _unknown(self, path: str) -> Reply:
         if path.startswith("/v1/models/"):
             model = path.removeprefix("/v1/models/").partition("/")[0]
-            known = ", ".join(self._models) or "none"
-            return refusal(NotFound(f"no model {model!r}; served here: {known}"))
+            known = (
+                f"; served here: {', '.join(self._models) or 'none'}" if ASKER.get().identity.trusted else ""
+            )
+            return refusal(NotFound(f"no model {model!r}{known}"))
         return refusal(NotFound(f"no such path: {path}"))
 
     async def _list_models(self, scope: Scope) -> Reply:
@@ -159,7 +182,8 @@ class Cluster:
                 known = entries.setdefault(entry["name"], entry)
                 if known is not entry:
                     entries[entry["name"]] = _merged(known, entry)
-        missing = [name for name in self._models if name not in entries]
+        may_use = ASKER.get().identity.may_use
+        missing = [name for name in self._models if name not in entries and may_use(name)]
         if missing:
             raise Unavailable(f"no replica of {', '.join(missing)} answers", retry_after_s=1)
         return [entries[name] for name in sorted(entries)]
@@ -171,7 +195,7 @@ class Cluster:
         return Reply(200, HTML, (await self._description())[1])
 
     async def _description(self) -> tuple[bytes, bytes]:
-        models = await self._facts()
+        models = await self._facts() if ASKER.get().identity.trusted else []
         identity: list[object] = [(m["name"], m.get("version"), m.get("digest")) for m in models]
         if self._described is None or self._described[0] != identity:
             self._described = identity, await asyncio.to_thread(self._describe, models)
@@ -199,10 +223,14 @@ class Cluster:
 
     async def _targets(self, scope: Scope) -> Reply:
         replicas = sorted(await self._replicas(), key=lambda replica: (replica.model, replica.replica))
-        found = [Target(urlsplit(r.url).netloc, r.replica, (r.model,)) for r in replicas if r.url]
+        found = [
+            Target(url.netloc, r.replica, (r.model,), scheme=url.scheme)
+            for r in replicas
+            if (url := urlsplit(r.url)).netloc
+        ]
         here = host(scope)
         if here:
-            found.append(Target(here, DOOR, path=OWN))
+            found.append(Target(here, DOOR, path=OWN, scheme=scheme(scope)))
         return Reply(200, JSON, targets_json(found))
 
     async def _healthz(self, scope: Scope) -> Reply:
@@ -222,7 +250,8 @@ class Cluster:
             raise Unavailable(f"no replica of {', '.join(missing)} is ready", retry_after_s=1)
         if self._door:
             paths = [f"{self._door}/v1/models/{name}" for name in self._models]
-            if None in await asyncio.gather(*(self._ask(path) for path in paths)):
+            # Where there are keys, a 401 came from a replica too
+            if not all(await asyncio.gather(*(self._reached(path) for path in paths))):
                 raise Unavailable("the front door does not lead to every model yet", retry_after_s=1)
 
     async def _ask_all(self, path: str) -> dict[str, httpx.Response]:
@@ -233,12 +262,21 @@ class Cluster:
         return {replica.replica: answer for replica, answer in pairs if answer is not None}
 
     async def _ask(self, url: str) -> httpx.Response | None:
+        response = await self._get(self._client, url, ASKER.get().headers)
+        return response if response is not None and response.status_code == HTTPStatus.OK else None
+
+    async def _reached(self, url: str) -> bool:
+        response = await self._get(self._probe, url, [])
+        return response is not None and response.status_code in (HTTPStatus.OK, HTTPStatus.UNAUTHORIZED)
+
+    async def _get(
+        self, client: httpx.AsyncClient, url: str, headers: list[tuple[bytes, bytes]]
+    ) -> httpx.Response | None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._client.get(url)
+                return await client.get(url, headers=headers)
         except (httpx.HTTPError, TimeoutError):
             return None
-        return response if response.status_code == HTTPStatus.OK else None
 
 
 def _merged(one: Facts, other: Facts) -> Facts:

@@ -14,6 +14,8 @@ from service.api.turns import Turns
 from service.errors import CellstateError, Elsewhere, InvalidValue, TooLarge
 from service.sessions.inputs import InputReader, Steps
 from service.sessions.jobs import check_horizon
+from service.sessions.manager import SessionManager
+from service.sessions.names import client_id
 from service.sessions.register import SESSION_ID
 from service.sessions.replies import PLAIN, Options, Reply, Sampling, StepCommand
 from service.sessions.session import Session
@@ -120,17 +122,18 @@ class ModelEndpoint:
         """A predict reply as JSON, likewise."""
         return await joined(self._renderer(reply).prediction_parts(reply), self.turns)
 
-    async def bulk_command(self, body: BulkItem, steps: Steps | None) -> StepCommand:
-        """A request of a bulk body as a command; steps: if they were read before. Raises what `read_step`
-        does."""
-        reader = self.reader_of(body.session_id)
+    async def bulk_command(self, prefix: str, body: BulkItem, steps: Steps | None) -> StepCommand:
+        """A request of a bulk body as a command; steps: if they were read before. prefix: of its sessions'
+        names. Raises what `read_step` does."""
+        name = prefix + body.session_id
+        reader = self.reader_of(name)
         try:
-            return self._step_command(body.session_id, body, steps, reader)
+            return self._step_command(name, body, steps, reader)
         except InvalidValue:
-            await self.bring(body.session_id)
-            if reader is self.reader_of(body.session_id):
+            await self.bring(name)
+            if reader is self.reader_of(name):
                 raise
-        return self._step_command(body.session_id, body, None, self.reader_of(body.session_id))
+        return self._step_command(name, body, None, self.reader_of(name))
 
     def _step_command(
         self, session_id: str, body: StepBody, steps: Steps | None, reader: InputReader
@@ -189,7 +192,7 @@ class ModelEndpoint:
         manager = self.manager.of(session.id)
         opened = datetime.datetime.fromtimestamp(session.opened_at, datetime.UTC)
         return {
-            "session_id": session.id,
+            "session_id": client_id(session.id),
             "model": self.bundle.name,
             "version": manager.bundle.version,
             "next_step": session.next_step,
@@ -201,8 +204,8 @@ class ModelEndpoint:
             "place": session.state.place.value,
         }
 
-    def facts(self) -> dict[str, Any]:
-        """The model, as the schema ModelFacts."""
+    def facts(self, namespace: str = "") -> dict[str, Any]:
+        """The model, as the schema ModelFacts. namespace: its sessions alone are counted."""
         b, arch = self.bundle, self.spec.architecture
         return {
             "name": b.name,
@@ -216,17 +219,21 @@ class ModelEndpoint:
             "architecture": asdict(arch),
             "parameters": arch.parameters,
             "quality": dict(b.quality),
-            "sessions": self.manager.places(),
+            "sessions": _counted(self.manager, namespace),
             "versions": [
                 {
                     "version": version.bundle.version,
                     "digest": version.bundle.digest,
-                    "sessions": version.places(),
+                    "sessions": _counted(version, namespace),
                     "new_sessions": version is self.manager.newest,
                 }
                 for version in self.manager.managers
             ],
         }
+
+
+def _counted(manager: Versions | SessionManager, namespace: str) -> dict[str, int]:
+    return {"open": manager.open_in(namespace)} if namespace else manager.places()
 
 
 def check_session_id(session_id: str) -> str:

@@ -11,18 +11,26 @@ from weakref import WeakKeyDictionary
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from service.api.access import rule_of
 from service.api.endpoint import ModelEndpoint
-from service.api.operations import JSON, OPERATIONS, TAGS, Operation, example_bodies
+from service.api.operations import JSON, KEY_ERRORS, OPERATIONS, TAGS, Operation, example_bodies
 from service.api.problems import PROBLEM_TYPE, TABLE, problem
 from service.api.routes import ROUTES, STREAM
 from service.api.schemas import SESSION_ID_PATTERN, Problem, StepBody
-from service.errors import CellstateError, EngineFailure
+from service.errors import CellstateError, EngineFailure, Unauthorized
 
 INTRODUCTION = (
     "Cellstate serves an LSTM with its memory. An application opens a session and sends the next observations"
     " as they come; the hidden and cell state of every session stays on the server between requests, a retry"
     " never steps a session twice, and a request is all or nothing."
 )
+SCHEME = "key"
+SECURITY = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "Where the service has keys (the setting `keys`). Each has sessions of its own: to another"
+    " key they are as good as unknown. Operators' keys are for metrics; a key may be for some models only.",
+}
 REF = "#/components/schemas/"
 Object = dict[str, Any]
 Build = Callable[[Sequence[Object]], bytes]
@@ -30,12 +38,15 @@ Build = Callable[[Sequence[Object]], bytes]
 
 def kept(build: Build) -> Callable[[Iterable[ModelEndpoint]], bytes]:
     """What is built from a process's models, built once."""
+    empty: list[bytes] = []
     built: WeakKeyDictionary[ModelEndpoint, tuple[list[ModelEndpoint], bytes]] = WeakKeyDictionary()
 
     def of(endpoints: Iterable[ModelEndpoint]) -> bytes:
         served = list(endpoints)
         if not served:
-            return build([])
+            if not empty:
+                empty.append(build([]))
+            return empty[0]
         known = built.get(served[0])
         # The rest of the list: a list with the key in it would keep the key alive
         if known is None or known[0] != served[1:]:
@@ -56,7 +67,7 @@ def document(models: Sequence[Object]) -> Object:
                 _parameter(name, models) for name in ("model", "session_id") if name in path
             ]
         for method in methods:
-            item[method.lower()] = _operation(OPERATIONS[path, method], models)
+            item[method.lower()] = _operation(OPERATIONS[path, method], rule_of(path), models)
         paths[path] = item
     return {
         "openapi": "3.1.0",
@@ -68,7 +79,7 @@ def document(models: Sequence[Object]) -> Object:
         },
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
-        "components": {"schemas": schemas},
+        "components": {"schemas": schemas, "securitySchemes": {SCHEME: SECURITY}},
         "x-websocket": {
             "path": STREAM,
             "description": TAGS["Stream"],
@@ -120,7 +131,7 @@ def _parameter(name: str, models: Sequence[Object]) -> Object:
     return {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
 
 
-def _operation(operation: Operation, models: Sequence[Object]) -> Object:
+def _operation(operation: Operation, rule: str, models: Sequence[Object]) -> Object:
     described: Object = {
         "operationId": operation.id,
         "tags": [operation.tag],
@@ -130,7 +141,9 @@ def _operation(operation: Operation, models: Sequence[Object]) -> Object:
     body = _body(operation, models)
     if body is not None:
         described["requestBody"] = body
-    described["responses"] = {**_replies(operation), **_problems(operation)}
+    described["responses"] = {**_replies(operation), **_problems((*operation.errors, *KEY_ERRORS[rule]))}
+    if rule != "open":
+        described["security"] = [{}, {SCHEME: []}]  # none where the service has no keys
     return described
 
 
@@ -175,10 +188,10 @@ def _link(operation_id: str) -> Object:
     }
 
 
-def _problems(operation: Operation) -> Object:
+def _problems(errors: Sequence[type[CellstateError]]) -> Object:
     """Each error status, with the codes it can have."""
     by_status: dict[int, list[type[CellstateError]]] = {}
-    for error in operation.errors:
+    for error in errors:
         by_status.setdefault(TABLE[error].status, []).append(error)
     described: Object = {}
     for status in sorted(by_status):
@@ -200,6 +213,9 @@ def _problems(operation: Operation) -> Object:
         if status in (429, 503):
             text = "Seconds to wait before the next try."
             response["headers"] = {"Retry-After": {"description": text, "schema": {"type": "integer"}}}
+        if Unauthorized in by_status[status]:
+            text = "How to show a key."
+            response["headers"] = {"WWW-Authenticate": {"description": text, "schema": {"const": "Bearer"}}}
         described[str(status)] = response
     return described
 

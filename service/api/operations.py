@@ -15,11 +15,13 @@ from service.errors import (
     CellstateError,
     DeadlineExceeded,
     EngineFailure,
+    Forbidden,
     Gone,
     InvalidValue,
     Moving,
     NoCapacity,
     NotFound,
+    QuotaExceeded,
     SessionDamaged,
     SessionExists,
     SessionExpired,
@@ -27,6 +29,7 @@ from service.errors import (
     SessionNotFound,
     StepConflict,
     TooLarge,
+    Unauthorized,
     Unavailable,
     UnsupportedMediaType,
     VersionConflict,
@@ -39,6 +42,14 @@ MODEL_ERRORS: Errors = (NotFound, EngineFailure)
 BODY_ERRORS: Errors = (BadRequest, InvalidValue, TooLarge, UnsupportedMediaType)
 WORK_ERRORS: Errors = (NoCapacity, Unavailable)
 RUN_ERRORS: Errors = (*WORK_ERRORS, DeadlineExceeded)
+#: Where there are keys; by `routes.rule_of`
+KEY_ERRORS: dict[str, Errors] = {
+    "open": (),
+    "page": (Unauthorized, QuotaExceeded),
+    "both": (Unauthorized, Forbidden, QuotaExceeded),
+    "client": (Unauthorized, Forbidden, QuotaExceeded),
+    "operator": (Unauthorized, Forbidden, QuotaExceeded),
+}
 GONE_ERRORS: Errors = (SessionNotFound, Gone, SessionExpired, SessionLost)
 #: Any of them may have to bring the session here first
 SESSION_ERRORS: Errors = (
@@ -87,9 +98,11 @@ TAGS: dict[str, str] = {
         ' reply, in order. An error comes as `{"error": problem}` and the socket stays open, unless the'
         " session or the model is gone. After a break, `?resume=n` has the replies from step n on sent again"
         " first, as far as they are kept. Close codes: 4404 no such model, or an id that can't be one; 4410"
-        " the session is gone; 1009 a message larger than a body may be; 1012 the service is stopping, come"
-        ' back (the reason is `{"next_step": n}`, if that is known);'
-        " 1011 the service failed."
+        " the session is gone; 1008 the key was taken away; 1009 a message larger than a body may be; 1012"
+        ' the service is stopping, come back (the reason is `{"next_step": n}`, if that is known);'
+        " 1011 the service failed. A key is sent in the handshake, as a header or, from a browser, as a"
+        " protocol beside `cellstate`: `new WebSocket(url, ['cellstate', 'bearer.' + key])`. A stream that"
+        " sends more than its key's requests a second is slowed down, not refused."
     ),
     "Predictions and models": "What is served, and predictions without a session.",
     "Service": "Health, metrics and this description.",

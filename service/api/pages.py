@@ -37,6 +37,7 @@ def page(api: Object, models: Sequence[Object]) -> str:
         tag("header", title, tag("p", api["info"]["description"], class_="lead")),
         _models(models),
         _quick_start(models),
+        _keys(api),
         *_routes(api),
         _stream(api, models),
         _errors(api),
@@ -58,7 +59,7 @@ def page(api: Object, models: Sequence[Object]) -> str:
 
 def _navigation(api: Object, models: Sequence[Object]) -> Html:
     groups = [("Served models", [(f"model-{m['name']}", m["name"]) for m in models])]
-    groups.append(("Quick start", [("quick-start", "with curl"), ("stream", "a stream")]))
+    groups.append(("Quick start", [("quick-start", "with curl"), ("stream", "a stream"), ("keys", "keys")]))
     groups += [(name, [(o["operationId"], o["summary"]) for _, _, o in of]) for name, of in _by_tag(api)]
     groups.append(("Errors", [(name, name) for name in api["x-errors"]]))
     return tag(
@@ -167,6 +168,14 @@ def _stream(api: Object, models: Sequence[Object]) -> Html:
         tag("pre", tag("code", example)),
         id="stream",
     )
+
+
+def _keys(api: Object) -> Html:
+    parts = [
+        tag("p", prose(scheme["description"])) for scheme in api["components"]["securitySchemes"].values()
+    ]
+    header = tag("pre", tag("code", 'curl -H "Authorization: Bearer $KEY" ...'))
+    return tag("section", tag("h2", "Keys"), *parts, header, id="keys")
 
 
 # The routes

@@ -9,18 +9,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from service.asked import ASKED
 from service.errors import (
     BadRequest,
     CellstateError,
     DeadlineExceeded,
     Elsewhere,
     EngineFailure,
+    Forbidden,
     Gone,
     InvalidValue,
     MethodNotAllowed,
     Moving,
     NoCapacity,
     NotFound,
+    QuotaExceeded,
     SessionDamaged,
     SessionExists,
     SessionExpired,
@@ -29,10 +32,13 @@ from service.errors import (
     StepConflict,
     Stopping,
     TooLarge,
+    TooSlow,
+    Unauthorized,
     Unavailable,
     UnsupportedMediaType,
     VersionConflict,
 )
+from service.sessions.names import client_id
 
 PROBLEM_TYPE = "application/problem+json"
 MAX_PLACE = 200  # characters of a place that are repeated: an unknown field's name is the client's
@@ -54,6 +60,7 @@ TABLE: dict[type[CellstateError], Kind] = {
     BadRequest: Kind(400, "bad_request", "The request can't be read"),
     InvalidValue: Kind(422, "invalid_value", "A value is not acceptable"),
     TooLarge: Kind(413, "too_large", "The request is too large"),
+    TooSlow: Kind(408, "timeout", "The request is too slow"),
     UnsupportedMediaType: Kind(415, "unsupported_media_type", "The body is of another type"),
     NotFound: Kind(404, "not_found", "There is no such thing here", 4404),
     MethodNotAllowed: Kind(405, "method_not_allowed", "The path does not take this method"),
@@ -64,6 +71,9 @@ TABLE: dict[type[CellstateError], Kind] = {
     Gone: Kind(410, "session_gone", "The session is no more", 4410),
     SessionExpired: Kind(410, "session_expired", "The session has expired", 4410),
     SessionLost: Kind(410, "session_lost", "The session is lost", 4410),
+    Unauthorized: Kind(401, "unauthorized", "A key is needed", 1008),
+    Forbidden: Kind(403, "forbidden", "The key is not for this", 1008),
+    QuotaExceeded: Kind(429, "quota_exceeded", "The key's limit is reached"),
     NoCapacity: Kind(429, "no_capacity", "There is no room now"),
     Unavailable: Kind(503, "unavailable", "The service can't do this now"),
     Stopping: Kind(503, "unavailable", "The service can't do this now", 1012),
@@ -78,7 +88,7 @@ BY_CODE = {kind.code: kind for kind in TABLE.values()}
 
 
 def problem(error: CellstateError) -> dict[str, Any]:
-    """The problem object of an error."""
+    """The problem object of an error, with the id of the request that is being answered."""
     kind = TABLE[type(error)]
     return {
         "type": f"/docs#{kind.code}",
@@ -87,7 +97,17 @@ def problem(error: CellstateError) -> dict[str, Any]:
         "detail": error.detail,
         "code": kind.code,
         **error.facts,
+        **({"request_id": asked.id} if (asked := ASKED.get()) is not None else {}),
     }
+
+
+def without(prefix: str, error: CellstateError) -> CellstateError:
+    """The error as the client of a namespace is told it: sessions by their ids."""
+    if prefix:
+        error.detail = error.detail.replace(prefix, "")
+        if "session_id" in error.facts:
+            error.facts["session_id"] = client_id(str(error.facts["session_id"]))
+    return error
 
 
 def problem_json(error: CellstateError) -> bytes:

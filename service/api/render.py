@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.api.turns import Turns
+from service.sessions.names import client_id
 from service.sessions.replies import PLAIN, Reply
 
 GATES = ("i", "f", "g", "o", "c", "h")
@@ -32,7 +33,7 @@ class Renderer:
         """A step reply; see the schema."""
         if reply.options is PLAIN and len(reply.outputs) == 1:  # most of all replies: the same in one piece
             return (
-                f'{{"session_id":"{reply.session_id}","step":{reply.step},"next_step":{reply.next_step}'
+                f'{{"session_id":"{client_id(reply.session_id)}","step":{reply.step},"next_step":{reply.next_step}'
                 f',"outputs":[{self._row % tuple(reply.outputs.tolist()[0])}]'
                 f',"replayed":{"true" if reply.replayed else "false"}}}'
             ).encode()
@@ -40,7 +41,8 @@ class Renderer:
 
     def reply_parts(self, reply: Reply) -> Iterator[str]:
         """The same in small parts. The pattern of session ids leaves nothing in them to escape."""
-        yield f'{{"session_id":"{reply.session_id}","step":{reply.step},"next_step":{reply.next_step}'
+        yield f'{{"session_id":"{client_id(reply.session_id)}"'
+        yield f',"step":{reply.step},"next_step":{reply.next_step}'
         yield from self._fields(reply)
         yield f',"replayed":{"true" if reply.replayed else "false"}}}'
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 from pydantic import ValidationError
 
 from model.versions import order
+from service.api.access import NOBODY, Access, Identity, rule_of
 from service.api.endpoint import ModelEndpoint, check_session_id
 from service.api.messages import JSON, Request, Response, parse
 from service.api.peers import PeerAway
-from service.api.problems import BY_CODE, TABLE, Kind, from_validation, problem
+from service.api.problems import BY_CODE, TABLE, Kind, from_validation, problem, without
 from service.api.render import dumps
 from service.api.schemas import (
     BulkItem,
@@ -25,7 +26,8 @@ from service.api.schemas import (
     OpenBody,
     RewindBody,
 )
-from service.api.targets import OWN, Target, host, targets_json
+from service.api.targets import OWN, Target, host, scheme, targets_json
+from service.api.watch import Watch
 from service.errors import CellstateError, Elsewhere, InvalidValue, Moving, NotFound, Unavailable
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import insisting
@@ -47,8 +49,10 @@ class Site:
     metrics: Callable[[], tuple[bytes, str]]  # the exposition and its content type
     replica: Callable[[], str]  # the name of this process
     counters: RequestCounters
-    openapi: Callable[[], bytes]
-    docs: Callable[[], bytes]
+    openapi: Callable[[bool], bytes]  # with the models, or without
+    docs: Callable[[bool], bytes]
+    access: Access = field(default_factory=Access)
+    watch: Watch = field(default_factory=Watch)
 
     def endpoint(self, model: str) -> ModelEndpoint:
         try:
@@ -63,8 +67,7 @@ Handler = Callable[[Site, Request], Awaitable[Response]]
 
 async def step(site: Site, request: Request) -> Response:
     endpoint = site.endpoint(request.model)
-    session_id = check_session_id(request.session_id)
-    command = await endpoint.read_step(session_id, await request.json_bytes())
+    command = await endpoint.read_step(_session(request), await request.json_bytes())
     return Response(200, await endpoint.answer(await endpoint.manager.step(command)))
 
 
@@ -77,29 +80,30 @@ async def predict(site: Site, request: Request) -> Response:
 async def open_session(site: Site, request: Request) -> Response:
     endpoint = site.endpoint(request.model)
     body = await request.json(OpenBody, optional=True)
-    session = await endpoint.manager.open_session(body.session_id, body.ttl_s, body.durability)
+    name = _new_session(endpoint, request, body.session_id)
+    session = await endpoint.manager.open_session(name, body.ttl_s, body.durability)
     return _json(201, endpoint.session_facts(session))
 
 
 async def session_facts(site: Site, request: Request) -> Response:
     endpoint = site.endpoint(request.model)
-    session = await endpoint.manager.find(check_session_id(request.session_id))
+    session = await endpoint.manager.find(_session(request))
     return _json(200, endpoint.session_facts(session))
 
 
 async def end_session(site: Site, request: Request) -> Response:
-    await site.endpoint(request.model).manager.end(check_session_id(request.session_id))
+    await site.endpoint(request.model).manager.end(_session(request))
     return Response(204)
 
 
 async def export_state(site: Site, request: Request) -> Response:
-    snapshot = await site.endpoint(request.model).manager.snapshot(check_session_id(request.session_id))
+    snapshot = await site.endpoint(request.model).manager.snapshot(_session(request))
     return Response(200, snapshot.dump(), SAFETENSORS)
 
 
 async def import_state(site: Site, request: Request) -> Response:
     endpoint = site.endpoint(request.model)
-    session_id = check_session_id(request.session_id)
+    session_id = _session(request)
     snapshot = endpoint.read_snapshot(await request.body())
     opened = await endpoint.manager.restore(session_id, snapshot)
     facts = endpoint.session_facts(await endpoint.manager.find(session_id))
@@ -108,15 +112,16 @@ async def import_state(site: Site, request: Request) -> Response:
 
 async def fork_session(site: Site, request: Request) -> Response:
     endpoint = site.endpoint(request.model)
-    session_id = check_session_id(request.session_id)
+    session_id = _session(request)
     body = await request.json(ForkBody, optional=True)
-    session = await endpoint.manager.fork(session_id, body.session_id, body.at_step)
+    name = _new_session(endpoint, request, body.session_id)
+    session = await endpoint.manager.fork(session_id, name, body.at_step)
     return _json(201, endpoint.session_facts(session))
 
 
 async def rewind_session(site: Site, request: Request) -> Response:
     endpoint = site.endpoint(request.model)
-    session_id = check_session_id(request.session_id)
+    session_id = _session(request)
     body = await request.json(RewindBody)
     session = await endpoint.manager.rewind(session_id, body.to_step)
     return _json(200, endpoint.session_facts(session))
@@ -142,11 +147,15 @@ async def bulk_step(site: Site, request: Request) -> Response:
     items: Sequence[tuple[Any, Steps | None]] | None = await endpoint.read_bulk(raw)
     if items is None:  # one by one, so that the good ones are found
         items = [(item, None) for item in parse(LooseBulkBody, raw).requests]
+    identity = request.identity
+    granted = 1 + identity.spend_up_to(len(items) - 1)  # the first is the request itself
     for number, (item, steps) in enumerate(items, 1):
         commands.append(None)
         try:
+            if number > granted:
+                raise identity.too_many()
             body = item if isinstance(item, BulkItem) else _bulk_item(item)
-            commands[-1] = command = await endpoint.bulk_command(body, steps)
+            commands[-1] = command = await endpoint.bulk_command(identity.prefix, body, steps)
             futures.append(endpoint.manager.step(command, pull=False))
         except CellstateError as error:
             futures.append(error)
@@ -168,14 +177,16 @@ async def bulk_step(site: Site, request: Request) -> Response:
             results.append(_error(error))
         except CellstateError as error:
             failed[number - 1] = TABLE[type(error)]
+            error = without(identity.prefix, error)
             results.append(_error(error))
+            site.watch.refused(error, MODEL + "/steps", request.model)
         if number % BULK_SLICE == 0:
             await endpoint.turns.next()
     of_peer = endpoint.peers is not None and endpoint.peers.is_peer(request)
     if elsewhere and endpoint.peers is not None and not of_peer:
         await asyncio.gather(
             *(
-                _pass_on(endpoint, address, places, raw, commands, results, failed)
+                _pass_on(endpoint, identity, address, places, raw, commands, results, failed)
                 for address, places in elsewhere.items()
             )
         )
@@ -193,6 +204,7 @@ def _count_items(counters: RequestCounters, model: str, all_: int, failed: Mappi
 
 async def _pass_on(
     endpoint: ModelEndpoint,
+    identity: Identity,
     address: str,
     places: list[int],
     raw: bytes,
@@ -205,7 +217,7 @@ async def _pass_on(
     requests = json.loads(raw)["requests"]
     body = dumps({"requests": [requests[place] for place in places]}).encode()
     try:
-        answer = await endpoint.peers.post(address, "/steps", body)
+        answer = await endpoint.peers.post(address, "/steps", body, identity.namespace)
         found = json.loads(answer.body)["results"] if answer.status == HTTPStatus.OK else None
         sent = False
     except PeerAway as away:
@@ -237,7 +249,17 @@ async def _pass_on(
             failed.pop(place)
         except CellstateError as error:
             failed[place] = TABLE[type(error)]
-            results[place] = _error(error)
+            results[place] = _error(without(identity.prefix, error))
+
+
+def _session(request: Request) -> str:
+    """The name of the session in the path. Raises InvalidValue."""
+    return request.identity.prefix + check_session_id(request.session_id)
+
+
+def _new_session(endpoint: ModelEndpoint, request: Request, session_id: str | None) -> str:
+    """The name of a session to be opened, under an id of its client or one of ours."""
+    return request.identity.prefix + (session_id or endpoint.manager.new_id())
 
 
 def unanswered() -> Moving:
@@ -259,11 +281,18 @@ def _bulk_item(item: Any) -> BulkItem:
 
 
 async def model_facts(site: Site, request: Request) -> Response:
-    return _json(200, site.endpoint(request.model).facts())
+    return _json(200, site.endpoint(request.model).facts(_counted(request)))
 
 
 async def model_list(site: Site, request: Request) -> Response:
-    return _json(200, {"models": [endpoint.facts() for endpoint in site.endpoints.values()]})
+    endpoints = [e for name, e in site.endpoints.items() if request.identity.may_use(name)]
+    return _json(200, {"models": [endpoint.facts(_counted(request)) for endpoint in endpoints]})
+
+
+def _counted(request: Request) -> str:
+    """The namespace whose sessions a client is told of; an operator is told of all."""
+    key = request.identity.key
+    return request.identity.namespace if key is not None and key.role == "client" else ""
 
 
 async def healthz(site: Site, request: Request) -> Response:
@@ -283,16 +312,19 @@ async def metrics(site: Site, request: Request) -> Response:
 
 async def metrics_targets(site: Site, request: Request) -> Response:
     address = host(request.scope)
-    found = [Target(address, site.replica(), sorted(site.endpoints))] if address else []
+    found = []
+    if address:
+        models = sorted(site.endpoints)
+        found.append(Target(address, site.replica(), models, scheme=scheme(request.scope)))
     return Response(200, targets_json(found))
 
 
 async def openapi(site: Site, request: Request) -> Response:
-    return Response(200, site.openapi())
+    return Response(200, site.openapi(request.identity.trusted))
 
 
 async def docs(site: Site, request: Request) -> Response:
-    return Response(200, site.docs(), "text/html; charset=utf-8")
+    return Response(200, site.docs(request.identity.trusted), "text/html; charset=utf-8")
 
 
 def _json(status: int, value: Any) -> Response:
@@ -324,6 +356,28 @@ ROUTES: dict[str, dict[str, Handler]] = {
 }
 STREAM = SESSION + "/stream"
 HANDOVER = MODEL + "/handover"  # between replicas; no route of the API
+
+
+def admit(site: Site, template: str, request: Request) -> None:
+    """Finds out whose request it is, and counts it. Raises Unauthorized, Forbidden or QuotaExceeded."""
+    endpoint = site.endpoints.get(request.model)
+    if endpoint is not None and endpoint.peers is not None:
+        passed_on = endpoint.peers.identity(request)
+        if passed_on is not None:
+            request.of(passed_on)
+            return
+    if not site.access.on:
+        return
+    rule = rule_of(template)
+    if rule == "open" or (rule == "page" and b"authorization" not in request.headers):
+        request.of(NOBODY)
+        return
+    identity = site.access.identify(request.headers)
+    identity.spend()
+    if rule != "page":
+        identity.check(rule, request.model)
+    request.of(identity)
+
 
 _BY_LEAF = {r.rsplit("/", 1)[1]: r for r in (*ROUTES, STREAM) if r.startswith(SESSION + "/")}
 _MODEL_LEAF = {

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, RootModel
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$"
+#: The same with its namespace, as replicas tell it each other
+SESSION_NAME_PATTERN = r"^([a-z0-9][a-z0-9._-]{0,63}:)?[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$"
 SessionId = Annotated[str, Field(pattern=SESSION_ID_PATTERN)]
 StepNumber = Annotated[int, Field(ge=0, lt=2**53)]  # JSON numbers are exact up to 2**53 everywhere
 # The first bad number ends it: a list of a million errors would hold up everybody for seconds
@@ -137,7 +139,7 @@ class RewindBody(Body):
 class HandoverBody(Body):
     """POST /handover, of one replica to another. newest: the newest version that the asking one serves."""
 
-    session_id: SessionId
+    session_id: Annotated[str, Field(pattern=SESSION_NAME_PATTERN)]
     newest: str | None = None
 
 
@@ -198,6 +200,7 @@ class Problem(BaseModel):
     expected_step: int | None = Field(None, description="the session's next step")
     retry_after_s: int | None = Field(None, description="seconds to wait before the next try")
     limit: int | None = Field(None, description="what the request may have at most, in bytes or steps")
+    request_id: str | None = Field(None, description="by which the service's log knows the request")
 
 
 class ItemError(BaseModel):

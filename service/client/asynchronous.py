@@ -53,6 +53,7 @@ class AsyncClient:
     timeout_s: for a whole call, its retries included; None: for ever. key: sent as a bearer token. direct:
     use the own address of a session's replica where it has one. connections: open at the same time at most.
     retries: how often and how long to wait for what. trust_env: proxies are taken from the environment.
+    traceparent: gives the W3C traceparent of whoever calls, if there is one; it is sent along.
     """
 
     def __init__(
@@ -66,10 +67,11 @@ class AsyncClient:
         retries: Retries | None = None,
         direct_rest_s: float = 5.0,
         trust_env: bool = True,
+        traceparent: Callable[[], str | None] | None = None,
     ) -> None:
         self._setup = transport.Setup(key, connections, trust_env)
         retries = replace(retries or Retries(), timeout_s=timeout_s)
-        self._caller = Caller(url, retries, direct=direct, rest_s=direct_rest_s)
+        self._caller = Caller(url, retries, direct=direct, rest_s=direct_rest_s, traceparent=traceparent)
         self._http = httpx.AsyncClient(**self._setup.for_httpx())
 
     async def __aenter__(self) -> AsyncClient:
@@ -92,9 +94,9 @@ class AsyncClient:
         """Performs what a call asks for, until it has its result."""
         return await _run(call, self._perform)
 
-    def stream_options(self, timeout_s: float) -> dict[str, Any]:
+    def stream_options(self, effect: Connect) -> dict[str, Any]:
         """For a stream's socket."""
-        return self._setup.for_websockets(timeout_s)
+        return self._setup.for_websockets(effect)
 
     async def _perform(self, effect: Effect) -> Response | Fault | None:
         if isinstance(effect, Exchange):
@@ -110,7 +112,7 @@ class AsyncClient:
                     request.method,
                     request.url,
                     content=request.body or None,
-                    headers={"content-type": request.media} if request.body else None,
+                    headers=transport.headers(request),
                     timeout=transport.timeouts(request.timeout_s),
                 )
         except TimeoutError:
@@ -344,7 +346,7 @@ class AsyncStream:
         from websockets.exceptions import InvalidStatus, WebSocketException
 
         try:
-            self._socket = await connect(effect.url, **self._client.stream_options(effect.timeout_s))
+            self._socket = await connect(effect.url, **self._client.stream_options(effect))
         except InvalidStatus as error:
             return transport.refusal(error.response)
         except (OSError, EOFError, WebSocketException) as error:

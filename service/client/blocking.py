@@ -57,6 +57,7 @@ class Client:
     timeout_s: for a whole call, its retries included; None: for ever. key: sent as a bearer token. direct:
     use the own address of a session's replica where it has one. connections: open at the same time at most.
     retries: how often and how long to wait for what. trust_env: proxies are taken from the environment.
+    traceparent: gives the W3C traceparent of whoever calls, if there is one; it is sent along.
     """
 
     def __init__(
@@ -70,10 +71,11 @@ class Client:
         retries: Retries | None = None,
         direct_rest_s: float = 5.0,
         trust_env: bool = True,
+        traceparent: Callable[[], str | None] | None = None,
     ) -> None:
         self._setup = transport.Setup(key, connections, trust_env)
         retries = replace(retries or Retries(), timeout_s=timeout_s)
-        self._caller = Caller(url, retries, direct=direct, rest_s=direct_rest_s)
+        self._caller = Caller(url, retries, direct=direct, rest_s=direct_rest_s, traceparent=traceparent)
         self._http = httpx.Client(**self._setup.for_httpx())
 
     def __enter__(self) -> Client:
@@ -96,9 +98,9 @@ class Client:
         """Performs what a call asks for, until it has its result."""
         return _run(call, self._perform)
 
-    def stream_options(self, timeout_s: float) -> dict[str, Any]:
+    def stream_options(self, effect: Connect) -> dict[str, Any]:
         """For a stream's socket."""
-        return self._setup.for_websockets(timeout_s)
+        return self._setup.for_websockets(effect)
 
     def _perform(self, effect: Effect) -> Response | Fault | None:
         if isinstance(effect, Exchange):
@@ -115,7 +117,7 @@ class Client:
                 request.method,
                 request.url,
                 content=request.body or None,
-                headers={"content-type": request.media} if request.body else None,
+                headers=transport.headers(request),
                 timeout=transport.timeouts(request.timeout_s),
             ) as answer:
                 for part in answer.iter_raw():
@@ -349,7 +351,7 @@ class Stream:
 
         try:
             # Entered, as newer versions of the library demand; closed in _disconnect
-            self._socket = connect(effect.url, **self._client.stream_options(effect.timeout_s)).__enter__()
+            self._socket = connect(effect.url, **self._client.stream_options(effect)).__enter__()
         except InvalidStatus as error:
             return transport.refusal(error.response)
         except (OSError, EOFError, WebSocketException) as error:

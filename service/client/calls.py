@@ -33,8 +33,17 @@ SNAPSHOT = "application/vnd.safetensors"
 class Caller:
     """Sends requests until each has its answer. What all calls of one client share."""
 
-    def __init__(self, door: str, retries: Retries, *, direct: bool, rest_s: float) -> None:
-        self.retries = retries
+    def __init__(
+        self,
+        door: str,
+        retries: Retries,
+        *,
+        direct: bool,
+        rest_s: float,
+        traceparent: Callable[[], str | None] | None = None,
+    ) -> None:
+        """traceparent: asked once for each call and each stream."""
+        self.retries, self._traceparent = retries, traceparent
         self.addresses = Addresses(door, direct=direct, rest_s=rest_s, clock=retries.clock)
 
     def call(
@@ -51,11 +60,11 @@ class Caller:
         """One request, as often as it takes. read: makes the result of a response of success; a ValueError
         of it is a fault. Raises what is in `errors`."""
         tries = tries or self.retries.begin()
-        route = route or Route(self.addresses)
+        route, headers = route or Route(self.addresses), self.headers(tries.request_id)
         while True:
             timeout_s = tries.attempt()
             url = route.pick() + path
-            heard = yield from exchange(Exchange(method, url, body, media, timeout_s))
+            heard = yield from exchange(Exchange(method, url, body, media, timeout_s, headers))
             verdict = self._judge(heard, read, route)
             if isinstance(verdict, _Read):
                 value: T = verdict.value
@@ -69,6 +78,11 @@ class Caller:
                 raise tries.sign(verdict)
             tries.note(verdict)
             yield Sleep(tries.delay())
+
+    def headers(self, request_id: str) -> dict[str, str]:
+        """By which the service's log and its traces know a call: the same for all of its attempts."""
+        traceparent = None if self._traceparent is None else self._traceparent()
+        return {"x-request-id": request_id, **({"traceparent": traceparent} if traceparent else {})}
 
     def _judge(
         self, heard: Response | Fault, read: Callable[[Response], Any], route: Route

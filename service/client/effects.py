@@ -24,6 +24,7 @@ class Exchange:
     body: bytes
     media: str
     timeout_s: float
+    headers: Mapping[str, str] = field(default_factory=dict)  # beside those of every request
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Connect:
 
     url: str
     timeout_s: float
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from typing import Any
 class ClientError(Exception):
     """Root. code: of the service's problem, for programs. status: of HTTP, None if there was no answer.
     problem: the whole problem object. attempts: how often the request was sent. uncertain: an attempt before
-    the last may have been executed, its reply being lost."""
+    the last may have been executed, its reply being lost. request_id: by which the service's log knows it."""
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class ClientError(Exception):
         self.problem: dict[str, Any] = dict(problem or {})
         self.attempts = 0
         self.uncertain = False
+        self.request_id = ""
 
 
 class InvalidRequest(ClientError):

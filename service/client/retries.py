@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class Retries:
 
 
 class Tries:
-    """The attempts of one call. attempts: made so far. uncertain: one of them may have been executed."""
+    """The attempts of one call. attempts: made so far. uncertain: one of them may have been executed.
+    request_id: by which the service knows that they belong together."""
 
     def __init__(self, retries: Retries) -> None:
         self._retries = retries
@@ -49,6 +51,7 @@ class Tries:
         self._patience = retries.attempt_timeout_s
         self._last = Fault("there was no time for an attempt", executed=False)
         self._cut_short = False
+        self.request_id = secrets.token_hex(8)
         self.attempts = 0
         self.uncertain = False
 
@@ -93,6 +96,7 @@ class Tries:
     def sign(self, error: ClientError) -> ClientError:
         """The error, with what it must know of the attempts."""
         error.attempts, error.uncertain = self.attempts, self.uncertain
+        error.request_id = str(error.problem.get("request_id") or self.request_id)
         return error
 
     def _deadline(self) -> ClientError:

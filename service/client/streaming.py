@@ -6,6 +6,7 @@ the session's replay window, and what had not is executed.
 
 from __future__ import annotations
 
+import secrets
 from collections import deque
 from collections.abc import Sequence
 
@@ -37,6 +38,7 @@ class StreamCalls:
             raise ValueError(f"ahead must be 1 or more, not {ahead}")
         self._session, self._most, self._resume = session, ahead, resume
         self._route = session.route
+        self._request_id = secrets.token_hex(8)  # the same for every socket of it
         self._unanswered: deque[_Pending] = deque()
         self._ready: deque[Reply] = deque()
         self._out = 0  # of the unanswered, how many went out on this socket
@@ -106,7 +108,7 @@ class StreamCalls:
 
     def _begin(self) -> Tries:
         tries = self._session.model.caller.retries.begin()
-        tries.attempts = 1
+        tries.attempts, tries.request_id = 1, self._request_id
         return tries
 
     def _hear(self, tries: Tries) -> Call[None]:
@@ -138,10 +140,11 @@ class StreamCalls:
                 yield from self._take(tries)
 
     def _connect(self, tries: Tries) -> Call[None]:
+        headers = self._session.model.caller.headers(self._request_id)
         while True:
             yield Disconnect()
             self._out = 0
-            heard: Response | Fault | None = yield Connect(self._url(), tries.patience())
+            heard: Response | Fault | None = yield Connect(self._url(), tries.patience(), headers)
             if heard is None:
                 self._up = True
                 return

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
-from service.client.effects import Closed, Response
+from service.client.effects import Closed, Connect, Exchange, Response
 from service.client.errors import Fault
+from service.redaction import guard
 
 #: Before the request was sent
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
@@ -22,13 +23,14 @@ class Setup:
     """key: sent as a bearer token. connections: open at the same time, at most; the streams not counted.
     trust_env: proxies and certificates are taken from the environment."""
 
-    key: str | None
+    key: str | None = field(repr=False)
     connections: int
     trust_env: bool
 
     def __post_init__(self) -> None:
         if self.key is not None and not (self.key.isascii() and self.key.isprintable() and self.key):
             raise ValueError("a key is of printable ASCII characters")
+        guard("websockets.client", "httpx", "httpcore.connection", "httpcore.http11")
         if self.connections < 1:
             raise ValueError(f"connections must be 1 or more, not {self.connections}")
 
@@ -46,20 +48,25 @@ class Setup:
             "trust_env": self.trust_env,
         }
 
-    def for_websockets(self, timeout_s: float) -> dict[str, Any]:
+    def for_websockets(self, asked: Connect) -> dict[str, Any]:
         """For both connect of websockets. What is received is bounded by what was sent ahead, so the queue
         is not. A service that is busy with what was sent ahead is late with its pongs: no harm in it."""
         return {
-            "additional_headers": self.headers,
+            "additional_headers": {**self.headers, **asked.headers},
             "compression": None,
             "proxy": True if self.trust_env else None,
-            "open_timeout": min(timeout_s, CONNECT_S),
+            "open_timeout": min(asked.timeout_s, CONNECT_S),
             "ping_interval": PING_S,
             "ping_timeout": None,
             "close_timeout": CLOSE_S,
             "max_size": None,
             "max_queue": None,
         }
+
+
+def headers(asked: Exchange) -> dict[str, str]:
+    """Of one request, beside those of all."""
+    return {**asked.headers, "content-type": asked.media} if asked.body else dict(asked.headers)
 
 
 def timeouts(timeout_s: float) -> httpx.Timeout:

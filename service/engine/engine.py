@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from model.network import Network
 from service.engine.arena import Arena
+from service.engine.backlog import Backlog
 from service.engine.host_pool import HostPool
 from service.engine.jobs import (
     ABORTED,
@@ -93,6 +94,8 @@ class Engine:
         # Below so many free slots, rows are freed while there is nothing else to do
         self.low_water = min(max(64, slots // 32), slots // 4)
         self.scheduler: Scheduler[Job] = Scheduler(max_batch, quantum, tick_steps, tick_ms / 1e3)
+        # Work that takes several steps, and (True) that with gates, which takes many times longer
+        self._backlogs = {False: Backlog(), True: Backlog()}
         self.clock = clock
         self.last_tick = TickFacts(0, 0, 0.0)
         self.evicted = 0  # states spilled to the host, ever
@@ -117,7 +120,20 @@ class Engine:
                 raise RuntimeError("the state has a job already")
             job.state.job = job
         job.submitted = self.clock()
-        self.scheduler.add(job, TRACED if job.trace else SHORT if len(job.inputs) == 1 else LONG)
+        kind = TRACED if job.trace else SHORT if len(job.inputs) == 1 else LONG
+        if kind is not SHORT or job.rollout is not None:
+            job.owed = len(job.inputs) + (0 if job.rollout is None else job.rollout.steps)
+            self._backlogs[job.trace].steps += job.owed
+        self.scheduler.add(job, kind)
+
+    def wait(self, steps: int, trace: bool = False) -> float:
+        """Seconds that a request of so many steps would wait now for those before it."""
+        waiting = self.scheduler.waiting(TRACED if trace else LONG)
+        return self._backlogs[trace].wait(steps, waiting)
+
+    def duration(self, steps: int, trace: bool = False) -> float:
+        """Seconds that so many steps take, as far as is known; 0 if nothing is."""
+        return self._backlogs[trace].seconds(steps)
 
     @property
     def has_work(self) -> bool:
@@ -214,8 +230,11 @@ class Engine:
                         self._fail(job, error)
                 else:
                     self.update(group, outcome)
-        self.last_tick = TickFacts(len(jobs), steps, self.clock() - self._now)
+        now = self.clock()
+        self.last_tick = TickFacts(len(jobs), steps, now - self._now)
         self.scheduler.learn(steps, longest, self.last_tick.seconds)
+        if self.scheduler.kind is not SHORT:
+            self._backlogs[self.scheduler.kind is TRACED].learn(steps, self.last_tick.seconds, now)
         ended, self._ended = self._ended, []
         return ended
 
@@ -247,6 +266,7 @@ class Engine:
                 self.scheduler.add(job, _kind(job))
             else:
                 job.move(DONE)
+                self._disown(job, job.owed)
                 self._ended.append(job)
 
     # How
@@ -258,6 +278,7 @@ class Engine:
             return True
         if self._now > job.deadline or (job.gone is not None and job.gone()):
             job.move(DROPPED)
+            self._disown(job, job.owed)
             if job.state is not None:
                 job.state.job = None
             self._ended.append(job)
@@ -359,6 +380,7 @@ class Engine:
     def _take_in(self, job: Job, b: int, outcome: Outcome) -> bool:
         """Takes in what was computed at position b; True if there is more to run."""
         job.position += len(outcome.outputs[b])
+        self._disown(job, len(outcome.outputs[b]))
         if not job.rolling:
             if job.outputs is None:
                 job.outputs, job.traces = [], []
@@ -382,8 +404,15 @@ class Engine:
         """Ends a job that can't be run, or go on; its session is where it was."""
         job.error = EngineError(f"{type(error).__name__}: {error}")
         job.move(FAILED)
+        self._disown(job, job.owed)
         self._let_go(job)
         self._ended.append(job)
+
+    def _disown(self, job: Job, steps: int) -> None:
+        """So many steps of a job need not be run any more."""
+        steps = min(steps, job.owed)
+        job.owed -= steps
+        self._backlogs[job.trace].steps -= steps
 
     def _let_go(self, job: Job) -> None:
         if job.row >= 0:
@@ -412,6 +441,9 @@ class Engine:
         for state in self._idle:
             if state.place is not DEVICE or (state.job is not None and state.job in self._open):
                 raise RuntimeError("an idle state is not resident, or has a started job")
+        owed = sum(backlog.steps for backlog in self._backlogs.values())
+        if owed < 0 or (owed and not self.has_work):
+            raise RuntimeError(f"{owed} steps are waited for that nobody will run")
 
 
 def _kind(job: Job) -> Kind:

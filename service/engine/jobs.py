@@ -63,6 +63,8 @@ COMMITTED.before = ABORTED.before = (DONE,)
 class Rollout(Protocol):
     """Goes on after a job's inputs, on a copy of the state, from the model's own predictions."""
 
+    steps: int  # most that will be run for it; the inputs' are not among them
+
     def feed(self, head: NDArray[np.float32]) -> Prepared | None:
         """Takes the head [leads, outputs] after the newest step; returns the steps to run next, or None
         when nothing more is wanted."""
@@ -88,6 +90,7 @@ class Job:
     position: int = field(default=0, init=False)  # steps of the current inputs that were run
     rolling: bool = field(default=False, init=False)  # the inputs are done; `feed` is the rollout's
     feed: Prepared | None = field(default=None, init=False)
+    owed: int = field(default=0, init=False)  # steps of it that the engine's backlog counts
     copied: bool = field(
         default=False, init=False
     )  # a chunk of the rollout was run: the copy holds its state

@@ -13,6 +13,7 @@ tick of long requests, which takes its time, it always goes round: a short one m
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 
 from service.engine.engine import Engine
@@ -35,6 +36,8 @@ class EngineLoop:
         self.engine = engine
         self._on_tick, self._on_spill = on_tick, on_spill
         self._loop = asyncio.get_running_loop()
+        # A tick is nobody's: not of the request that happened to arm it, whose context it would inherit
+        self._context = contextvars.copy_context()
         self._armed = False
         self._tidying = False
         self._waiting = 0  # jobs when the sockets were last polled
@@ -49,14 +52,14 @@ class EngineLoop:
         """Arms a tick if there is work: after a submission, and after rows came free."""
         if not self._armed and self.engine.has_work:
             self._armed, self._waiting, self._polls = True, 0, 0
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(self._turn, context=self._context)
 
     def _turn(self) -> None:
         scheduler = self.engine.scheduler
         waiting = scheduler.short or len(scheduler)
         if (waiting > max(1, self._waiting) or not scheduler.short) and self._polls < RE_POLLS:
             self._waiting, self._polls = waiting, self._polls + 1
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(self._turn, context=self._context)
             return
         self._armed = False
         ended = self.engine.tick()

@@ -16,6 +16,7 @@ class Forecast:
 
     def __init__(self, spec: ModelSpec, horizon: int) -> None:
         self.horizon = horizon
+        self.steps = max(0, horizon - spec.architecture.leads)
         self._scaler = Scaler(spec)
         columns = spec.output_columns
         self._order = None if columns is None else np.argsort(columns)  # from outputs to input columns
@@ -47,6 +48,7 @@ class Generation:
 
     def __init__(self, length: int, temperature: float, top_k: int, seed: int | None) -> None:
         self.length, self.temperature, self.top_k = length, temperature, top_k
+        self.steps = length - 1
         self._random = np.random.default_rng(seed)
         self.tokens: list[int] = []
 

@@ -55,6 +55,10 @@ class Scheduler(Generic[Ticket]):
         """Short tickets that wait."""
         return len(self._queues[SHORT])
 
+    def waiting(self, kind: Kind) -> int:
+        """Tickets of a kind that wait."""
+        return len(self._queues[kind])
+
     def add(self, ticket: Ticket, kind: Kind = LONG) -> None:
         """Behind all others of its kind: a new ticket, or one whose quantum is over."""
         self._queues[kind].append(ticket)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 SECONDS = (
@@ -71,6 +72,25 @@ class Counters:
     snapshot_bytes: int = 0
 
 
+class _Answers:
+    """Of one route of one model."""
+
+    __slots__ = ("seconds", "statuses")
+
+    def __init__(self) -> None:
+        self.statuses: dict[int, int] = {}
+        self.seconds = Histogram(SECONDS)
+
+
+@dataclass(slots=True)
+class KeyCounters:
+    """Of the keys of one process, by their names: those that are in the file now."""
+
+    requests: dict[str, int] = field(default_factory=dict)
+    rejected: dict[tuple[str, str], int] = field(default_factory=dict)  # by name and reason
+    refused: Counter[str] = field(default_factory=Counter)  # without a known key, by reason
+
+
 class RequestCounters:
     """What the clients of one process were answered. model: one served here, or empty.
 
@@ -79,19 +99,33 @@ class RequestCounters:
     """
 
     def __init__(self) -> None:
-        #: By model, route (its template) and status. A stream's messages count each, under the stream's
-        #: route. 499: the client left before its request was whole, or its answer known.
-        self.answered: Counter[tuple[str, str, int]] = Counter()
-        self.seconds: dict[tuple[str, str], Histogram] = {}
+        self._answers: dict[tuple[str, str], _Answers] = {}
         self.of_peers: Counter[tuple[str, str, int]] = Counter()
         self.errors: Counter[tuple[str, str]] = Counter()  # told to clients, by model and code
         self.bulk_items: Counter[tuple[str, int]] = Counter()  # requests in bulk bodies, by model and status
         self.streams_opened: Counter[str] = Counter()  # by model
         self.streams_closed: Counter[tuple[str, str]] = Counter()  # by model and close code, or who left
+        self.refused: Counter[str] = Counter()  # before it was known what they are for, by reason
 
     def observe(self, model: str, route: str, status: int, seconds: float) -> None:
-        self.answered[model, route, status] += 1
-        histogram = self.seconds.get((model, route))
-        if histogram is None:
-            histogram = self.seconds[model, route] = Histogram(SECONDS)
-        histogram.observe(seconds)
+        """Once for each request, so it is spelt out."""
+        try:
+            answers = self._answers[model, route]
+        except KeyError:
+            answers = self._answers[model, route] = _Answers()
+        answers.statuses[status] = answers.statuses.get(status, 0) + 1
+        histogram = answers.seconds
+        histogram.counts[bisect_left(histogram.bounds, seconds)] += 1
+        histogram.total += seconds
+
+    def answered(self) -> Iterator[tuple[tuple[str, str, int], int]]:
+        """Counts by model, route (its template) and status. A stream's messages count each, under the
+        stream's route. 499: the client left before its request was whole, or its answer known."""
+        for (model, route), answers in self._answers.items():
+            for status, count in answers.statuses.items():
+                yield (model, route, status), count
+
+    def seconds(self) -> Iterator[tuple[tuple[str, str], Histogram]]:
+        """By model and route."""
+        for key, answers in self._answers.items():
+            yield key, answers.seconds

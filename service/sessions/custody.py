@@ -37,6 +37,7 @@ from service.errors import (
     Unavailable,
     VersionConflict,
 )
+from service.logs import Repeated
 from service.sessions.counters import Counters
 from service.sessions.inputs import InputReader
 from service.sessions.lease import Lease
@@ -126,6 +127,7 @@ class Custody:
         *,
         trusted: bool = True,
     ) -> None:
+        self.store_kind = type(store).__name__.removesuffix("Store").lower()
         self.store, self._bundle, self._engine, self._upkeep = store, bundle, engine, upkeep
         self._counters, self._run, self._neighbours = counters, run, Neighbours(release)
         self._reader = InputReader(bundle.spec, 1)
@@ -137,6 +139,7 @@ class Custody:
         self._address = ""
         self._sweeping: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._repeated = Repeated(log)
         self._replayed = self._written = 0.0  # seconds, of a step run again and of a snapshot, on average
 
     async def start(self, address: str) -> None:
@@ -150,7 +153,7 @@ class Custody:
         """Ends what nobody has come back for, now and then."""
         while True:
             await asyncio.sleep(SWEEP_S * random.uniform(0.5, 1.5))  # noqa: S311  replicas take turns
-            await _quietly(self.store.sweep())
+            await _quietly(self.store.sweep(), self._repeated)
 
     async def stop(self) -> None:
         """Leaves the store; sessions that were not released are as if the replica had died."""
@@ -174,16 +177,18 @@ class Custody:
         SessionLost or Moving."""
         deadline = self._loop.time() + self.store.lease_s + PATIENCE_S
         window = max(self._upkeep.window, 1)
-        ask = None if by_step else opening
+        ask, owner = None if by_step else opening, ""
         handed_over = False
         while True:
             found = await self.store.claim(session_id, ask, window)
             if isinstance(found, Image):
                 if not found.opened and found.idle_s >= found.ttl_s:
                     await self.store.end(session_id, found.epoch, Ending.EXPIRED)
+                    self._tell(logging.DEBUG, "expired", "a session has expired", session=session_id)
                     continue
                 if handed_over or found.taken:
                     self._counters.takeovers["lease" if found.taken else "handed over"] += 1
+                    self._came(session_id, owner, taken=found.taken)
                 return found
             if isinstance(found, Absent):
                 known = found.ending in (Ending.EXPIRED, Ending.LOST)
@@ -195,6 +200,7 @@ class Custody:
             settled = found.held_s >= SETTLED_S
             if not mine and not (insist or (pull and settled)):
                 raise Elsewhere(found.address)
+            owner = found.address
             let_go = None if mine else await self._neighbours.release(found, session_id)
             handed_over = bool(let_go)
             if let_go:
@@ -204,6 +210,20 @@ class Custody:
             if self._loop.time() > deadline:
                 raise Moving(f"the replica that owns session {session_id} does not answer", retry_after_s=1)
             await self._neighbours.wait(found)
+
+    def _came(self, session_id: str, owner: str, *, taken: bool) -> None:
+        event, told = "moved", "a session came from another replica"
+        if taken:
+            event, told = "taken_over", "a session was taken over from a replica that is gone"
+        self._tell(logging.INFO, event, told, session=session_id, owner=owner)
+
+    def _tell(self, level: int, event: str, message: str, **about: str) -> None:
+        """What may happen to thousands of sessions in a second: the first one's line, and how many more."""
+        model = self._bundle.name
+        if log.isEnabledFor(logging.DEBUG):
+            log.log(level, message, extra={"event": event, "model": model, **about})
+        else:
+            self._repeated.tell(event, level, message, event=event, model=model, **about)
 
     def _absent(self, session_id: str, ending: Ending | None) -> CellstateError:
         if ending is Ending.EXPIRED:
@@ -314,6 +334,9 @@ class Custody:
             raise
         session.state, session.saved_step = state, image.next_step
         self._counters.upgraded[self._upkeep.upgrade] += 1
+        told = "a session of another version goes on with this one"
+        versions = {"version": self._bundle.version, "before": image.version}
+        self._tell(logging.INFO, "upgraded", told, session=session.id, **versions)
 
     async def _replayed_whole(self, session: Session, image: Image) -> StateHandle:
         """The state that this version of the model comes to by all that is kept of the session's inputs."""
@@ -372,9 +395,22 @@ class Custody:
 
     def in_background(self, work: Awaitable[None]) -> None:
         """Does what no request waits for; that it failed is logged, and made up for by a later one."""
-        task = self._loop.create_task(_quietly(work))
+        task = self._loop.create_task(_quietly(work, self._repeated))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def commit_failed(self, error: BaseException, sessions: int) -> None:
+        """Steps were run that the store did not take; their requests are told."""
+        name = type(error).__name__
+        self._repeated.tell(
+            ("commit", name),
+            logging.WARNING,
+            "the store did not take steps; their requests are told",
+            event="commit_failed",
+            error=f"{name}: {error}",
+            model=self._bundle.name,
+            sessions=sessions,
+        )
 
     # A session leaves
 
@@ -480,7 +516,7 @@ def told(error: BaseException) -> CellstateError:
     if isinstance(error, Fenced):
         return Moving("this replica lost its sessions to another one; come back", retry_after_s=0)
     if isinstance(error, Stale):
-        return Moving(f"the session has another owner: {error}; come back", retry_after_s=0)
+        return Moving("the session has another owner; come back", retry_after_s=0)
     if isinstance(error, StoreError):
         return Unavailable(f"the store is away: {error}", retry_after_s=1)
     return Unavailable(f"{type(error).__name__}: {error}", retry_after_s=1)
@@ -492,11 +528,12 @@ def reason_of(error: BaseException) -> str:
     return next((word for kind, word in kinds.items() if isinstance(error, kind)), "other")
 
 
-async def _quietly(work: Awaitable[object]) -> None:
+async def _quietly(work: Awaitable[object], repeated: Repeated) -> None:
     try:
         await work
     except StoreError as error:
-        log.warning("the store did not take it: %s", error)
+        told = "what no request waits for was not stored, and will be again"
+        repeated.tell("quietly", logging.WARNING, told, event="store_refused", error=str(error))
 
 
 def _average(old: float, new: float) -> float:

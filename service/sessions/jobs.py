@@ -45,6 +45,13 @@ def reply_of(ticket: Ticket, command: StepCommand, job: Job, engine: Engine, spe
     )
 
 
+def steps_of(command: StepCommand, spec: ModelSpec) -> int:
+    """Most steps that will be run for a request."""
+    options = command.options
+    beyond = max(0, options.horizon - spec.architecture.leads)
+    return len(command.steps) + beyond + (0 if options.generate is None else options.generate.length - 1)
+
+
 def check_horizon(options: Options, spec: ModelSpec) -> None:
     """Raises InvalidValue for a horizon that a model can't see to."""
     leads = spec.architecture.leads

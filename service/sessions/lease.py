@@ -22,6 +22,7 @@ RENEW, AGAIN = 1 / 3, 1 / 20
 LATE = 1 / 3
 #: Seconds that a start waits for a store that is away, and between two looks
 START_S, AWAY_S = 20.0, 1.0
+AWAY = {"event": "store_away"}
 
 
 class Lease:
@@ -32,6 +33,7 @@ class Lease:
         self._store, self._on_lost, self._trusted = store, [on_lost], trusted
         self._loop = asyncio.get_running_loop()
         self._until = float("-inf")
+        self._expiry: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
         self.store_answers = True  # the newest time it was asked
         self.losses: Counter[str] = Counter()  # by reason: expired, fenced
@@ -60,7 +62,7 @@ class Lease:
     async def take(self, address: str) -> None:
         """Joins under that address, and renews from now on. Waits a while for a store that is away: it may
         have been started, or killed, at the same time. Raises StoreError."""
-        deadline = self._loop.time() + START_S
+        deadline, waiting = self._loop.time() + START_S, False
         while True:
             try:
                 await self._join(address)
@@ -68,51 +70,72 @@ class Lease:
             except StoreAway as error:
                 if self._loop.time() > deadline:
                     raise
-                log.warning("waiting for the store: %s", error)
+                if not waiting:
+                    log.warning("waiting for the store: %s", error, extra=AWAY)
+                waiting = True
                 await asyncio.sleep(AWAY_S)
+        if waiting:
+            log.warning("the store is there", extra={"event": "store_back"})
         self._renewing = self._loop.create_task(self._renew(address))
 
     async def _join(self, address: str) -> None:
         asked = self._loop.time()
         await self._store.join(address)
         self.joined += 1
-        self._until = asked + self._store.lease_s
+        self._hold_until(asked + self._store.lease_s)
 
     async def _renew(self, address: str) -> None:
-        lease_s, joined, wait, held = self._store.lease_s, True, RENEW, True
+        lease_s, joined, wait = self._store.lease_s, True, RENEW
+        away_since = 0.0
         while True:
             await asyncio.sleep(wait * lease_s)
             asked = self._loop.time()
-            if held and not self.remaining_s and self._until > float("-inf"):  # else it was refused
-                held = False
-                self.losses["expired"] += 1
             try:
                 if joined:
                     await self._store.renew()
-                    self._until = asked + lease_s
+                    self._hold_until(asked + lease_s)
                 else:
                     await self._join(address)
                     joined = True
-                wait, held, self.store_answers = RENEW, True, True
+                wait, self.store_answers = RENEW, True
+                if away_since:
+                    seconds = round(self._loop.time() - away_since, 3)
+                    log.warning("the store is back", extra={"event": "store_back", "seconds": seconds})
+                    away_since = 0.0
             except Fenced:
                 self.store_answers = True
                 if not self._trusted:
                     continue
-                if joined:
-                    self.losses["fenced"] += 1
-                held = False
-                log.warning("the lease ran out and another replica took over; joining again")
-                self._until, joined, wait = float("-inf"), False, 0.0
+                self.losses["fenced"] += joined
+                lost = {"event": "lease_lost", "lease_s": lease_s}
+                log.warning("the lease ran out and another replica took over; joining again", extra=lost)
+                self.lost()
+                joined, wait = False, 0.0
                 for on_lost in self._on_lost:
                     on_lost()
             except Exception as error:  # noqa: BLE001  a replica that gives up renewing is of no use any more
                 self.store_answers = False
-                log.warning("the lease could not be renewed: %s: %s", type(error).__name__, error)
+                if not away_since:  # once for all of the time that it is away
+                    away_since, why = self._loop.time(), f"{type(error).__name__}: {error}"
+                    log.warning("the store is away: the lease could not be renewed: %s", why, extra=AWAY)
                 wait = AGAIN
+
+    def _hold_until(self, when: float) -> None:
+        self._end()
+        self._until = when
+        self._expiry = self._loop.call_at(when, self._expired)
+
+    def _expired(self) -> None:
+        self.losses["expired"] += 1
+
+    def _end(self) -> None:
+        self._until = float("-inf")
+        if self._expiry is not None:
+            self._expiry.cancel()
 
     def lost(self) -> None:
         """A commit was refused: the lease is no more, though its renewal has not said so yet."""
-        self._until = float("-inf")
+        self._end()
 
     async def give_up(self) -> None:
         """Stops renewing, and leaves."""
@@ -120,6 +143,6 @@ class Lease:
             self._renewing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._renewing
-        self._until = float("-inf")
+        self._end()
         with contextlib.suppress(StoreError):
             await self._store.leave()

@@ -9,12 +9,14 @@ states; the store keeps what was committed; this file decides.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
 from model.bundle import Bundle
+from service.asked import current_trace
 from service.engine.engine import Engine
 from service.engine.jobs import DONE, Job, Phase, Place
 from service.engine.loop import EngineLoop
@@ -30,17 +32,23 @@ from service.errors import (
 )
 from service.sessions.actions import Actions
 from service.sessions.counters import Counters
-from service.sessions.jobs import job_for, reply_of
+from service.sessions.jobs import job_for, reply_of, steps_of
 from service.sessions.register import Limits, Register
-from service.sessions.replies import Reply, StepCommand
+from service.sessions.replies import PLAIN, Reply, StepCommand
 from service.sessions.residence import Residence
 from service.sessions.session import Session, Ticket
 from service.sessions.snapshot import Snapshot
 from service.sessions.store import Ending, Pending, StepRecord, Store, failure_of
+from service.sessions.times import add_commit, add_tick
 from service.sessions.window import Committed
 
 T = TypeVar("T")
 Finished = tuple[Ticket, Job, Reply]
+
+#: A request may wait for others as many times as long as it takes itself, however long that is
+PATIENCE = 8
+#: Most seconds that a client is told to stay away
+LONGEST_S = 30
 
 
 class SessionManager:
@@ -57,6 +65,7 @@ class SessionManager:
         self.bundle, self.engine, self.store, self.limits = bundle, engine, store, limits
         self.counters = Counters()
         self.draining = False
+        self.traced = False  # whether any request may be
         self._loop = asyncio.get_running_loop()
         self._residence = Residence(engine, store, limits.host_sessions, self.counters, self._on_fetched)
         self._register = Register(self._residence, store, limits, self.counters, clock)
@@ -70,6 +79,11 @@ class SessionManager:
     def __len__(self) -> int:
         return len(self._register)
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that were accepted and are not answered."""
+        return self._in_flight
+
     def holds(self, session_id: str) -> bool:
         """Whether the session is here, or on its way."""
         return self._register.get(session_id) is not None
@@ -78,10 +92,17 @@ class SessionManager:
         """Of the open sessions."""
         return {session.id for session in self._register}
 
-    @property
-    def in_flight(self) -> int:
-        """Requests accepted and not answered."""
-        return self._in_flight
+    def open_in(self, namespace: str) -> int:
+        """Sessions of a namespace that are here."""
+        return self._register.in_namespace[namespace]
+
+    def limit_namespaces(self, full: Callable[[str], bool]) -> None:
+        """full: whether a namespace has as many sessions as it may have."""
+        self._register.full = full
+
+    def new_id(self) -> str:
+        """An id that nobody has."""
+        return self._register.new_id()
 
     def places(self) -> dict[str, int]:
         """Open sessions, by the place of their state."""
@@ -98,7 +119,8 @@ class SessionManager:
     def open(
         self, session_id: str | None = None, ttl_s: float | None = None, durability: str | None = None
     ) -> Session:
-        """Opens a session at step 0. Raises SessionExists, NoCapacity, Unavailable or InvalidValue."""
+        """Opens a session at step 0. Raises SessionExists, NoCapacity, QuotaExceeded, Unavailable or
+        InvalidValue."""
         self._check_accepting()
         return self._register.open(session_id, ttl_s, durability)
 
@@ -178,14 +200,22 @@ class SessionManager:
         """
         self._check_accepting()
         session = self._register.get(command.session_id)
+        if len(command.steps) > 1 or command.options is not PLAIN:
+            self._check_wait(command, session)
         if session is None:
             session = self._unknown(command.session_id, command.step == 0, pull)
-        return self._enqueue(session, Ticket(self._loop.create_future(), command, session=session))
+        ticket = Ticket(self._loop.create_future(), command, session=session)
+        if self.traced:
+            ticket.trace = current_trace()
+        return self._enqueue(session, ticket)
 
     def predict(self, command: StepCommand) -> asyncio.Future[Reply]:
         """A sequence from zeros, without a session; the command's `session_id` and `step` mean nothing."""
         self._check_accepting()
+        self._check_wait(command, None)
         ticket = Ticket(self._loop.create_future(), command)
+        if self.traced:
+            ticket.trace = current_trace()
         self._accept(ticket)
         self._start(ticket)
         return ticket.future
@@ -302,6 +332,21 @@ class SessionManager:
         if self._in_flight >= self.limits.queue:
             self.counters.rejected["queue"] += 1
             raise NoCapacity(f"{self._in_flight} requests are waiting, which is the most", retry_after_s=1)
+
+    def _check_wait(self, command: StepCommand, session: Session | None) -> None:
+        """Raises NoCapacity if the request would wait too long for those before it. A retry does not wait;
+        what is new may wait half as long as what goes on."""
+        if session is not None and command.step is not None and command.step < session.next_step:
+            return
+        steps, trace = steps_of(command, self.bundle.spec), command.options.gates
+        wait = self.engine.wait(steps, trace)
+        most = max(self.limits.wait_s, PATIENCE * self.engine.duration(steps, trace))
+        if wait > (most if session is not None else most / 2):
+            self.counters.rejected["wait"] += 1
+            raise NoCapacity(
+                f"the steps asked for before would keep this request waiting for {wait:.1f} s",
+                retry_after_s=min(math.ceil(wait), LONGEST_S),
+            )
 
     def _accept(self, ticket: Ticket) -> None:
         self._check_queue()
@@ -433,6 +478,8 @@ class SessionManager:
                     self._release(ticket, EngineFailure(f"{type(error).__name__}: {error}", retry_after_s=1))
                     continue
                 if ticket.session is None:
+                    if ticket.trace is not None:
+                        add_tick([(ticket.trace, job)], tick, self.engine.clock())
                     self.engine.commit(job)
                     counters.predicted += len(ticket.command.steps)
                     self._finish(ticket, reply)
@@ -441,6 +488,8 @@ class SessionManager:
             else:
                 self._release(ticket, self._why_not(ticket, job))
         if finished:
+            if self.traced:
+                add_tick(((ticket.trace, job) for ticket, job, _ in finished), tick, self.engine.clock())
             self._commit(finished)
         self._residence.tidy_soon()
 
@@ -475,7 +524,11 @@ class SessionManager:
         self, finished: list[Finished], records: list[StepRecord], started: float, pending: Pending
     ) -> None:
         error = None if pending is None else failure_of(pending)
-        self.counters.commit_seconds.observe(self.engine.clock() - started)
+        ended = self.engine.clock()
+        self.counters.commit_seconds.observe(ended - started)
+        if self.traced:
+            traces = (ticket.trace for ticket, _, _ in finished)
+            add_commit(traces, started, ended, "memory", 0, error is not None)
         if error is not None:
             self.counters.commit_failures["other"] += 1
         now = self._register.clock()

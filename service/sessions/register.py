@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from service.errors import (
     InvalidValue,
     NoCapacity,
+    QuotaExceeded,
     SessionExists,
     SessionExpired,
     SessionLost,
@@ -19,6 +22,7 @@ from service.errors import (
 )
 from service.sessions.counters import Counters
 from service.sessions.expiries import Expiries
+from service.sessions.names import client_id, namespace_of
 from service.sessions.residence import Residence
 from service.sessions.session import Session
 from service.sessions.store import Ending, Store
@@ -32,7 +36,8 @@ SWEEP_S = 1.0
 @dataclass(slots=True, frozen=True)
 class Limits:
     """sessions: most at a time. host_sessions: states kept in host memory, beyond them in the store. queue:
-    most requests accepted and not answered. Times in seconds."""
+    most requests accepted and not answered. wait_s: longest that one of several steps may have to wait for
+    others. Times in seconds."""
 
     sessions: int
     host_sessions: int
@@ -40,6 +45,7 @@ class Limits:
     ttl_s: float
     replay_window: int
     durability: str
+    wait_s: float = math.inf
 
 
 class Register:
@@ -56,6 +62,9 @@ class Register:
         self._residence, self._store, self._limits, self._counters = residence, store, limits, counters
         self.clock = clock
         self._sessions: dict[str, Session] = {}
+        self.in_namespace: Counter[str] = Counter()  # sessions here, and on their way
+        #: Whether a namespace has as many sessions as it may have
+        self.full: Callable[[str], bool] = lambda namespace: False
         # Ids this process issues carry its mark, so that one of another process is known to be lost
         self._mark = secrets.token_hex(4)
         #: Told of a session whose time has run out, if a store must know
@@ -84,7 +93,7 @@ class Register:
     def open(
         self, session_id: str | None = None, ttl_s: float | None = None, durability: str | None = None
     ) -> Session:
-        """A new session at step 0. Raises SessionExists, NoCapacity or InvalidValue."""
+        """A new session at step 0. Raises SessionExists, NoCapacity, QuotaExceeded or InvalidValue."""
         if session_id is not None and self.get(session_id) is not None:
             raise SessionExists(f"session {session_id} is open already", session_id=session_id)
         promised = self._store.durabilities
@@ -93,7 +102,13 @@ class Register:
                 f"durability {durability!r} is not what the store can promise: {', '.join(promised)}",
                 field="durability",
             )
-        session = self.arrive(session_id or self.new_id())
+        session_id = session_id or self.new_id()
+        try:
+            self.check_quota(session_id)
+        except QuotaExceeded:
+            self._counters.rejected["session_quota"] += 1
+            raise
+        session = self.arrive(session_id)
         session.ttl_s = self._limits.ttl_s if ttl_s is None else ttl_s
         session.durability = durability or self._limits.durability
         self._store.reopen(session.id)
@@ -117,6 +132,7 @@ class Register:
             used_at=self.clock(),
         )
         self._sessions[session_id] = session
+        self.in_namespace[namespace_of(session_id)] += 1
         return session
 
     def settle(self, session: Session) -> None:
@@ -131,6 +147,10 @@ class Register:
         session.end()
         self._residence.forget(session)
         del self._sessions[session.id]
+        namespace = namespace_of(session.id)
+        self.in_namespace[namespace] -= 1
+        if not self.in_namespace[namespace]:
+            del self.in_namespace[namespace]
 
     def remove(self, session: Session, ending: Ending | None) -> None:
         """Ends a session that no job moves, and frees its state. Without an ending it never was."""
@@ -164,8 +184,15 @@ class Register:
     def _ended_how(self, session_id: str) -> str | None:
         if self._store.ending(session_id) is Ending.EXPIRED:
             return "expired"
-        issued = _ISSUED_ID.fullmatch(session_id)
+        issued = _ISSUED_ID.fullmatch(client_id(session_id))
         return "lost" if issued is not None and issued[1] != self._mark else None
+
+    def check_quota(self, session_id: str) -> None:
+        """Raises QuotaExceeded if its namespace has no room for one more."""
+        if self.full(namespace_of(session_id)):
+            self.sweep()
+            if self.full(namespace_of(session_id)):
+                raise QuotaExceeded("as many sessions are open as the key may have", retry_after_s=1)
 
     def _check_capacity(self) -> None:
         if len(self._sessions) >= self._limits.sessions:

@@ -85,7 +85,8 @@ class Residence:
         gone = self._engine.host.confirm(states, kept=error is None)
         self._counters.parked += len(gone)
         if error is not None:
-            log.warning("the store did not take %d idle states, they stay: %s", len(states), error)
+            about = {"event": "not_parked", "states": len(states)}
+            log.warning("the store did not take idle states, they stay: %s", error, extra=about)
             self._again = self._loop.call_later(RETRY_S, self._try_again)
             return
         if len(gone) < len(states):  # moved, wanted or ended meanwhile: what the store has is old

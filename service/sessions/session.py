@@ -8,6 +8,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.asked import Trace
 from service.engine.jobs import Job, Phase, Place, StateHandle
 from service.sessions.replies import StepCommand
 from service.sessions.window import ReplayWindow
@@ -37,6 +38,7 @@ class Ticket:
     busy: bool = False  # something is awaited for it: the session's arrival, or an action that takes time
     deadline: float = float("inf")
     timer: asyncio.TimerHandle | None = None
+    trace: Trace | None = None  # of the request, if it is traced
 
     def settle(self, result: Any = None, error: BaseException | None = None) -> None:
         """Answers, unless nobody waits any more."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from model.bundle import Bundle
+from service.asked import current_trace
 from service.engine.engine import Engine
 from service.engine.jobs import COMMITTED, DONE, Job, Place
 from service.errors import (
@@ -24,6 +25,7 @@ from service.errors import (
     EngineFailure,
     Moving,
     NoCapacity,
+    QuotaExceeded,
     SessionDamaged,
     SessionExists,
     SessionExpired,
@@ -54,6 +56,7 @@ from service.sessions.stores.protocol import (
     StoreAway,
     StoreFault,
 )
+from service.sessions.times import add_commit
 from service.sessions.window import ReplayWindow
 
 log = logging.getLogger("cellstate")
@@ -121,9 +124,13 @@ class SharedManager(SessionManager):
             try:
                 await self.custody.let_go(some)
             except Exception as error:  # noqa: BLE001  they come back when the lease has run out
-                log.warning("%d sessions were not released: %s", len(some), error)
+                about = {"event": "not_released", "sessions": len(some)}
+                log.warning("sessions were not released: %s", error, extra=about)
             else:
                 self.counters.released += len(some)
+        if mine:
+            about = {"event": "released", "sessions": len(mine), "model": self.bundle.name}
+            log.info("sessions are released for others", extra=about)
 
     async def stop(self) -> None:
         """Ends the work with the store. After `close`."""
@@ -265,19 +272,39 @@ class SharedManager(SessionManager):
         """A session that is claimed and restored; its requests wait. by_step: one that expired or was lost is
         not opened again. Raises NoCapacity."""
         self._check_queue()  # now: one that nobody waits for must not be opened
+        refusal: QuotaExceeded | None = None
+        if opening is not None:
+            try:
+                self._register.check_quota(session_id)
+            except QuotaExceeded as error:  # it may be open, and then it comes: only a new one is refused
+                opening, refusal = None, error
         session = self._register.arrive(session_id)
         session.current = Ticket(self._loop.create_future(), busy=True)
-        self._begin(self._bring(session, opening, pull, by_step))
+        self._begin(self._bring(session, opening, pull, by_step, refusal))
         return session
 
-    async def _bring(self, session: Session, opening: Opening | None, pull: bool, by_step: bool) -> None:
-        joined = self.custody.lease.joined
+    async def _bring(
+        self,
+        session: Session,
+        opening: Opening | None,
+        pull: bool,
+        by_step: bool,
+        refusal: QuotaExceeded | None = None,
+    ) -> None:
+        """refusal: what those who wait are told if there is no such session, which must not be opened."""
+        joined, trace, began = self.custody.lease.joined, current_trace(), self.engine.clock()
         try:
             image = await self.custody.claim(session.id, opening, pull, INSIST.get(), by_step)
         except Exception as error:  # noqa: BLE001  those who wait are told, whatever it is
             session.current = None
-            self._unload(session, told(error), opened=opening is not None)
+            why = told(error)
+            if refusal is not None and type(error) is SessionNotFound:
+                self.counters.rejected["session_quota"] += 1
+                why = refusal
+            self._unload(session, why, opened=opening is not None)
             return
+        if trace is not None:
+            trace.add("claim", began, self.engine.clock(), {"store": self.custody.store_kind})
         home = self._versions.get(image.digest, self._newest)
         if home is self:
             await self._settle_in(session, image, opening, joined)
@@ -285,6 +312,7 @@ class SharedManager(SessionManager):
             self._pass_over(session, image, opening, home, joined)
 
     async def _settle_in(self, session: Session, image: Image, opening: Opening | None, joined: int) -> None:
+        trace, began = current_trace(), self.engine.clock()
         try:
             await self.custody.restore(session, image)
             if joined != self.custody.lease.joined:
@@ -293,6 +321,9 @@ class SharedManager(SessionManager):
             session.current = None
             self._unload(session, told(error), opened=opening is not None)
             return
+        if trace is not None and image.next_step:
+            behind = image.next_step - (0 if image.snapshot is None else image.snapshot.step)
+            trace.add("restore", began, self.engine.clock(), {"steps": behind})
         session.newly, session.current = image.opened, None
         self.counters.opened += image.opened
         self.counters.claimed += not image.opened
@@ -461,7 +492,12 @@ class SharedManager(SessionManager):
         pending: asyncio.Future[None] | None,
     ) -> None:
         error = None if pending is None else failure_of(pending)
-        self.counters.commit_seconds.observe(self.engine.clock() - started)
+        ended = self.engine.clock()
+        self.counters.commit_seconds.observe(ended - started)
+        if self.traced:
+            size = sum(len(entry.record) for entry in entries)
+            traces = (ticket.trace for ticket, _, _ in kept)
+            add_commit(traces, started, ended, self.custody.store_kind, size, error is not None)
         if error is not None:
             self._refused(kept, error)
         else:
@@ -486,6 +522,7 @@ class SharedManager(SessionManager):
         if isinstance(error, Fenced):
             self.custody.lease.lost()
         self.counters.commit_failures[reason_of(error)] += 1
+        self.custody.commit_failed(error, len(kept))
         for ticket, job, _ in kept:
             self.engine.abort(job)
             session, why = _session(ticket), told(error)

@@ -8,7 +8,7 @@ wait for it, to the version it is on; from then on its requests go there straigh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from service.errors import InvalidValue
 from service.sessions.lease import Lease
@@ -48,6 +48,24 @@ class Versions:
     def by_digest(self, digest: str) -> SessionManager | None:
         """The version with that digest, if it is served here."""
         return self._by_digest.get(digest)
+
+    def open_in(self, namespace: str) -> int:
+        """Sessions of a namespace that are here."""
+        return sum(manager.open_in(namespace) for manager in self.managers)
+
+    def limit_namespaces(self, limit: Callable[[str], int | None]) -> None:
+        """limit: the most sessions that a namespace may have open here; None: no limit."""
+
+        def full(namespace: str) -> bool:
+            most = limit(namespace)
+            return most is not None and self.open_in(namespace) >= most
+
+        for manager in self.managers:
+            manager.limit_namespaces(full)
+
+    def new_id(self) -> str:
+        """An id that nobody has."""
+        return self.newest.new_id()
 
     def lease_of(self, manager: SessionManager) -> Lease | None:
         """The lease of all versions, by the newest one's manager; None by others, and without a store."""

@@ -20,7 +20,7 @@ from model import bundle as bundles
 from model.bundle import Bundle
 from model.config import Architecture, ModelSpec, Signal
 from service.settings import Settings
-from service.wiring import build
+from service.wiring import Application, build
 
 #: Small limits, so that what goes beyond them is small too. fp32: the numbers are those of any machine.
 SETTINGS = Settings(
@@ -73,6 +73,7 @@ class Served:
 
     host: str
     port: int
+    application: Application
 
     @property
     def url(self) -> str:
@@ -124,7 +125,8 @@ def serving(paths: list[Path], **settings: Any) -> Iterator[Served]:
     thread.start()
     try:
         assert server.up.wait(60), "the application did not start"
-        yield Served(*listener.getsockname())
+        host, port = listener.getsockname()
+        yield Served(host, port, application)
     finally:
         server.should_exit = True
         thread.join(30)

@@ -12,7 +12,9 @@ from tests.api.documented import CLIENT_PAGE, PAGE, errors_table, rewritten
 from tests.api.serving import save_bundles, serving
 
 #: What differs from run to run.
-OF_THE_MOMENT = re.compile(r'"(opened_at|expires_in_s|session_id)":("s-[^"]*"|"[-0-9T:.Z]*"|[0-9.]+)')
+OF_THE_MOMENT = re.compile(
+    r'"(opened_at|expires_in_s|session_id)":("s-[^"]*"|"[-0-9T:.Z]*"|[0-9.]+)|"request_id": ?"[0-9a-f.]+"'
+)
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 
 

@@ -44,7 +44,7 @@ def test_every_error_has_a_row(error: type[CellstateError]) -> None:
 def test_a_row_is_an_error_status_and_a_close_code_that_may_be_sent(error: type[CellstateError]) -> None:
     kind = TABLE[error]
     assert 400 <= kind.status <= 504
-    assert kind.close in (None, 1011, 1012) or 4000 <= kind.close <= 4999
+    assert kind.close in (None, 1008, 1011, 1012) or 4000 <= kind.close <= 4999
 
 
 def test_a_code_has_one_meaning() -> None:

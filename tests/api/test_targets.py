@@ -17,6 +17,11 @@ def test_a_process_names_itself_as_it_was_asked(client: httpx.Client) -> None:
     assert again[0]["labels"] == group["labels"]
 
 
+def test_a_process_behind_encryption_is_scraped_through_it(client: httpx.Client) -> None:
+    (group,) = client.get("/metrics/targets", headers={"x-forwarded-proto": "https"}).json()
+    assert group["labels"]["__scheme__"] == "https"
+
+
 def test_the_targets_are_as_described(client: httpx.Client) -> None:
     api = client.get("/openapi.json").json()
     reply = api["paths"]["/metrics/targets"]["get"]["responses"]["200"]["content"]["application/json"]

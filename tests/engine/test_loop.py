@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 
 from service.engine.engine import Engine
 from service.engine.jobs import Job, Phase, StateHandle
@@ -102,3 +103,19 @@ async def test_no_slot_is_freed_ahead_while_there_is_work() -> None:
         assert loop.engine.spilled_ahead == 0
     await quiet()
     assert loop.engine.spilled_ahead > 0
+
+
+async def test_a_tick_is_nobodys_though_a_request_armed_it() -> None:
+    whose: ContextVar[str] = ContextVar("whose", default="nobody's")
+    seen: list[str] = []
+
+    class Asking(Watched):
+        def take(self, jobs: list[Job]) -> None:
+            seen.append(whose.get())
+            super().take(jobs)
+
+    loop = Asking(make_engine(quantum=4))
+    whose.set("a request's")
+    loop.submit(make_job(loop.engine, 30))
+    await loop.next()
+    assert seen == ["nobody's"] * 8

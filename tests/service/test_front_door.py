@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service import front_door, shortcut
+from service import front_door, launch, shortcut
+from service.settings import Settings
 
 CONFIGURATION = """\
 global
@@ -39,6 +40,26 @@ def test_nothing_listens_but_the_door() -> None:
     text = front_door.rewrite(CONFIGURATION, Path("/x"))
     assert [line.strip() for line in text.splitlines() if "bind" in line] == ["bind 127.0.0.1:8000"]
     assert "stats enable" not in text
+
+
+def test_the_door_speaks_tls_if_there_is_a_certificate_or_does_not_start(tmp_path: Path) -> None:
+    text = front_door.rewrite(CONFIGURATION, Path("/x"), certificate=Path("/y/door.pem"))
+    (bind,) = (line.strip() for line in text.splitlines() if "bind" in line)
+    assert bind == "bind 127.0.0.1:8000 ssl crt /y/door.pem alpn http/1.1 ssl-min-ver TLSv1.2"
+    with pytest.raises(RuntimeError, match="no TLS"):
+        front_door.rewrite(
+            CONFIGURATION.replace("http_frontend", "frontend"), Path("/x"), certificate=Path("/y")
+        )
+    below = tmp_path / "node"
+    below.mkdir()
+    configuration = below / "haproxy.cfg"
+    configuration.write_text(CONFIGURATION)
+    front_door.prepare(["-f", str(configuration)])
+    assert " ssl " not in configuration.read_text()
+    (tmp_path / "door.pem").touch()
+    configuration.write_text(CONFIGURATION)
+    front_door.prepare(["-f", str(configuration)])
+    assert f" ssl crt {tmp_path / 'door.pem'} " in configuration.read_text()
 
 
 def test_no_request_is_logged_and_none_goes_round_by_rays_proxy() -> None:
@@ -80,12 +101,15 @@ def test_rays_template_still_has_what_is_rewritten() -> None:
         "frontend http_frontend\n",
         "errorfile 503",
         "status 404 content-type text/plain lf-string",
+        "    acl is_{{ backend.name or 'unknown' }} path_beg {{ '/' if not",
+        "    use_backend {{ backend.name or 'unknown' }} if is_{{ backend.name or 'unknown' }}\n",
+        "    server {{ server.name }} {{ server.host }}:{{ server.port }} check",
     ):
         assert wanted in template
     assert "balance {{ config.balance_algorithm }}" in template
 
 
-@pytest.mark.parametrize("status", [400, 408, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [400, 408, 429, 500, 502, 503, 504])
 def test_an_error_page_is_a_whole_response(status: int) -> None:
     head, _, body = front_door.error_page(status).partition("\r\n\r\n")
     line, *headers = head.split("\r\n")
@@ -93,7 +117,22 @@ def test_an_error_page_is_a_whole_response(status: int) -> None:
     assert "content-type: application/problem+json" in headers
     assert f"content-length: {len(body)}" in headers
     assert json.loads(body)["status"] == status
-    assert ("retry-after: 1" in headers) == (status in (502, 503, 504))
+    assert ("retry-after: 1" in headers) == (status in (429, 502, 503, 504))
+
+
+def test_the_doors_own_settings_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in launch.settings_of_door(Settings(max_requests=77, request_timeout_s=9.0)).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CELLSTATE_REPLICAS", "3")  # which memory: could not have: no concern of the door's
+    monkeypatch.setenv("CELLSTATE_STORE", "memory:")
+    file = tmp_path / "haproxy.cfg"
+    acl = "    acl is_http-ett path_beg /v1/models/ett/\n    use_backend"
+    file.write_text(CONFIGURATION.replace("    use_backend", acl))
+    front_door.prepare(["haproxy", "-f", str(file)])
+    assert "be_conn(http-ett),div(txn.servers) ge 77 }" in file.read_text()
+    assert "timeout http-request 9s" in file.read_text()
 
 
 def test_preparing_rewrites_the_file_in_place(tmp_path: Path) -> None:

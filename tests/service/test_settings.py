@@ -90,6 +90,24 @@ def test_other_replicas_are_refused(replicas: str, store: str, reason: str) -> N
         read({"replicas": replicas, "store": store}, {})
 
 
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"replicas": "4", "max_replicas": "3"}, "max_replicas: must be at least replicas, 4, not 3"),
+        ({"max_replicas": "3", "store": "memory:"}, "max_replicas: needs a store"),
+        (
+            {"max_replicas": "3", "replicas": "nodes", "store": "redis://there"},
+            "max_replicas: with replicas: nodes",
+        ),
+        ({"target_occupancy": "1.5"}, "target_occupancy: is a share, at most 1"),
+        ({"scale_in_s": "-1"}, "scale_in_s: must be at least 0"),
+    ],
+)
+def test_scaling_that_makes_no_sense_is_refused(values: dict[str, str], reason: str) -> None:
+    with pytest.raises(SettingError, match=reason):
+        read(values, {})
+
+
 def test_a_file_is_no_store_of_a_cluster() -> None:
     with pytest.raises(SettingError, match="redis://"):
         Settings(address="auto")

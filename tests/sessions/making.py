@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -128,6 +129,7 @@ class House:
         queue: int = 100,
         ttl_s: float = 60.0,
         replay_window: int = 16,
+        wait_s: float = math.inf,
     ) -> None:
         self.bundle = make_bundle()
         self.spec = self.bundle.spec
@@ -140,7 +142,7 @@ class House:
             device=CPU,
             clock=self.engine_clock,
         )
-        limits = Limits(sessions, host_sessions, queue, ttl_s, replay_window, "none")
+        limits = Limits(sessions, host_sessions, queue, ttl_s, replay_window, "none", wait_s)
         self.manager = SessionManager(self.bundle, self.engine, store, limits, self.clock)
 
     def oracle(self) -> Oracle:

@@ -98,6 +98,7 @@ async def test_a_commit_that_the_store_refuses_leaves_the_session_where_it_was()
         await track.go(one, 2)
         await other.go(one)
         assert sum(call[0] == "claim" for call in one.store.calls) == claims
+        assert (one.manager.counters.commit_failures, one.manager.counters.dropped) == ({"fault": 1}, {})
 
 
 @simulated
@@ -116,6 +117,7 @@ async def test_requests_behind_one_whose_commit_failed_have_their_turn() -> None
         replies = await asyncio.gather(*behind)
         track.done(second)
         assert [reply.replayed for reply in replies] == [False, True]
+        assert one.manager.counters.commit_failures == one.manager.counters.dropped == {"away": 1}
         await track.verify(one)
 
 
@@ -130,6 +132,7 @@ async def test_a_commit_that_one_session_spoils_is_retried_by_the_others() -> No
             *(one.manager.step(track.command()) for track in tracks), return_exceptions=True
         )
         assert all(isinstance(result, Moving) for result in results)
+        assert one.manager.counters.commit_failures == one.manager.counters.dropped == {"stale": 1}
         for track in tracks:
             await track.go(one)
             await track.verify(two)
@@ -165,7 +168,8 @@ async def test_what_has_just_moved_is_passed_on_and_comes_later() -> None:
         await asyncio.sleep(1.5)
         await track.go(two, 2)
         assert (len(one.manager), len(two.manager)) == (0, 1)
-        assert two.manager.counters.takeovers["handed over"] == 1
+        assert two.manager.counters.takeovers == {"handed over": 1}
+        assert (one.manager.counters.claimed, two.manager.counters.claimed) == (0, 1)
         await track.verify(one)
 
 
@@ -254,6 +258,7 @@ async def test_a_dead_owner_is_followed_when_its_lease_is_over() -> None:
         died = cluster.loop.time()
         await track.go(two)
         assert cluster.loop.time() - died < LEASE_S + 0.2
+        assert two.manager.counters.takeovers == {"lease": 1}
         await track.again(two, 4)
         await track.verify(two)
 
@@ -315,8 +320,11 @@ async def test_who_lost_its_lease_drops_all_and_joins_again() -> None:
         (one, two), tracks = cluster.replicas, [Track(cluster, name) for name in "abc"]
         for track in tracks:
             await track.go(one, 2)
+        lease = one.manager.custody.lease
+        assert (lease.store_up, dict(lease.losses)) == (True, {})
         one.store.cut()  # paused
         await asyncio.sleep(LEASE_S + 1)
+        assert (lease.store_up, lease.remaining_s, dict(lease.losses)) == (False, 0.0, {"expired": 1})
         with pytest.raises(Moving):
             one.manager.step(tracks[0].command())
         with pytest.raises(Moving):
@@ -325,7 +333,8 @@ async def test_who_lost_its_lease_drops_all_and_joins_again() -> None:
         one.store.mend()
         await asyncio.sleep(1)
         assert len(one.manager) == 0
-        assert one.manager.custody.lease.holds
+        assert lease.holds
+        assert (lease.store_up, dict(lease.losses)) == (True, {"expired": 1, "fenced": 1})
         for track in tracks:
             await track.go(one)
             await track.verify(two)
@@ -458,6 +467,7 @@ async def test_a_session_in_memory_alone_is_lost_with_its_owner() -> None:
                 await cluster.step(two, track.command())
         with pytest.raises(SessionLost):
             await cluster.step(two, replace(track.command(), step=0))
+        assert two.manager.counters.lost == {"process": 3}
         await two.manager.open_session("n")
         assert (await cluster.step(two, make_command("n", 1, 0))).next_step == 1
 
@@ -759,6 +769,7 @@ async def test_damage_is_told_of_and_stays_with_its_session(
             with pytest.raises(SessionDamaged):
                 await cluster.step(replica, track.command())
             await asyncio.sleep(2)
+        assert (two.manager.counters.lost, three.manager.counters.lost) == ({"damaged": 2}, {"damaged": 1})
         await other.go(two)
         await other.verify(three)
 

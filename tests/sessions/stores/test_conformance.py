@@ -403,6 +403,18 @@ async def test_nothing_of_a_fenced_replica_is_taken(cluster: Cluster) -> None:
     assert (await claimed(two, "other")).next_step == 0
 
 
+async def test_a_claim_says_whether_it_took_the_session_from_another(cluster: Cluster) -> None:
+    one, two = await cluster.replica(), await cluster.replica()
+    image, other = await opened(one), await opened(one, "other")
+    assert not image.taken
+    assert not (await claimed(one)).taken
+    await let_go(one, other, 0)
+    assert not (await claimed(two, "other")).taken
+    await cluster.outlive(two)
+    assert (await claimed(two)).taken
+    assert not (await claimed(two)).taken
+
+
 async def test_a_lease_that_ran_out_holds_again_if_nobody_took_it(cluster: Cluster) -> None:
     one, two = await cluster.replica(), await cluster.replica()
     image = await opened(one)
