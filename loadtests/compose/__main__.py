@@ -216,7 +216,7 @@ class Verify:
         self._judge(spread, f"sessions on each replica: {shares}", f"sessions did not spread: {shares}")
 
     async def _kill(self) -> None:
-        victim = self._stack.containers("worker")[0]
+        victim = (await asyncio.to_thread(self._stack.containers, "worker"))[0]
         await asyncio.to_thread(docker, "kill", "--signal", "KILL", victim)
         await watch.until("the killed replica is missed", lambda: self._spread(self._args.workers - 1))
         await asyncio.sleep(10)
