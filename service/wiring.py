@@ -32,7 +32,7 @@ from service.certificates import authorities
 from service.engine.engine import Engine
 from service.metrics import Exposition, Process, Source
 from service.pulse import Pulse
-from service.redaction import guard
+from service.client.redaction import guard
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import Upkeep
 from service.sessions.manager import SessionManager
