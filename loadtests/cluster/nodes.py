@@ -185,8 +185,7 @@ class RayCluster:
         """Returns when Ray's dashboard takes a deployment."""
         async with asyncio.timeout(START_S):
             while True:
-                if not self.head.alive:
-                    raise Failed(f"the head ended: {(self.head.directory / 'log').read_text()[-1500:]}")
+                await asyncio.to_thread(self.head.revive)
                 asked = await asyncio.to_thread(self.head.python, "-m", "ray.serve.scripts", "status")
                 if asked.returncode == 0:
                     return

@@ -104,10 +104,11 @@ class Story:
             hosts = Counter(httpx.URL(facts["direct_url"]).host for facts in opened)
             workers = {worker.machine.address for worker in self.cluster.workers}
             self._check(set(hosts) <= workers, f"direct addresses are the workers' own: {dict(hosts)}")
-            samples = (await http.get(f"{self.cluster.head.url}/metrics")).text.splitlines()
-            running = [line for line in samples if line.startswith("cellstate_model_info{")]
-            replicas = {line.split('replica="')[1].split('"')[0] for line in running}
-            models, count = len(yaml.safe_load(SERVE.read_text())["applications"]) - 1, len(replicas)
+            # The other model may be starting still.
+            models = len(yaml.safe_load(SERVE.read_text())["applications"]) - 1
+            async with asyncio.timeout(START_S):
+                while (count := len(await self._scraped(http))) < models * len(workers):
+                    await asyncio.sleep(1)
             self._check(count == models * len(workers), f"one scrape of a door has {count} replicas")
             targets = await http.get(f"{self.cluster.head.url}/metrics/targets")
             if targets.status_code == httpx.codes.NOT_FOUND:
@@ -228,6 +229,12 @@ class Story:
         file = self._directory / "serve.yaml"
         file.write_text(yaml.safe_dump(configuration))
         await asyncio.to_thread(self.cluster.serve, "deploy", str(file))
+
+    async def _scraped(self, http: httpx.AsyncClient) -> set[str]:
+        """The replicas of all models, as one door's metrics name them."""
+        samples = (await http.get(f"{self.cluster.head.url}/metrics")).text.splitlines()
+        running = [line for line in samples if line.startswith("cellstate_model_info{")]
+        return {line.split('replica="')[1].split('"')[0] for line in running}
 
     def _replicas(self) -> list[int]:
         return [pid for node in self.cluster.nodes for pid in node.processes(REPLICA)]
