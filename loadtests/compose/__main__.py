@@ -71,7 +71,7 @@ async def run(args: argparse.Namespace, directory: Path) -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     bundle = models(directory, args.seed)
     ports = {name: str(free_port()) for name in ("PUBLISH_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")}
-    settings = {"CELLSTATE_PRECISION": "fp32", "CELLSTATE_DEVICE": "cpu", "CELLSTATE_LEASE_S": "2"}
+    settings = {"CELLSTATE_PRECISION": "fp32", "CELLSTATE_DEVICE": "cpu"}
     stack = Stack({"IMAGE": IMAGE, "MODELS_DIR": str(directory / "models"), **ports, **settings})
     verify = Verify(args, stack, bundle, *(f"http://127.0.0.1:{port}" for port in list(ports.values())[:2]))
     try:
@@ -218,7 +218,8 @@ class Verify:
     async def _kill(self) -> None:
         victim = self._stack.containers("worker")[0]
         await asyncio.to_thread(docker, "kill", "--signal", "KILL", victim)
-        await asyncio.sleep(20)
+        await watch.until("the killed replica is missed", lambda: self._spread(self._args.workers - 1))
+        await asyncio.sleep(10)
         await asyncio.to_thread(self._stack.up, self._args.workers)  # the machine is back
         await watch.until("a replica for each worker", lambda: self._spread(self._args.workers))
 

@@ -46,7 +46,8 @@ class Watch:
 
     async def replicas(self, model: str) -> list[str]:
         """Addresses of a model's replicas, as Prometheus is told of them."""
-        groups: list[dict[str, Any]] = (await self._http.get(f"{self.door}/metrics/targets")).json()
+        answer = await self._http.get(f"{self.door}/metrics/targets")
+        groups: list[dict[str, Any]] = answer.raise_for_status().json()
         return sorted(
             target
             for group in groups
@@ -62,7 +63,7 @@ class Watch:
 
     async def sessions_by_replica(self, model: str) -> Counter[str]:
         """How many sessions of a model each replica holds now."""
-        text = (await self._http.get(f"{self.door}/metrics")).text
+        text = (await self._http.get(f"{self.door}/metrics")).raise_for_status().text
         held: Counter[str] = Counter()
         for line in text.splitlines():
             if line.startswith("cellstate_sessions{") and f'model="{model}"' in line:
