@@ -105,11 +105,13 @@ class Story:
             workers = {worker.machine.address for worker in self.cluster.workers}
             self._check(set(hosts) <= workers, f"direct addresses are the workers' own: {dict(hosts)}")
             # The other model may be starting still.
-            models = len(yaml.safe_load(SERVE.read_text())["applications"]) - 1
-            async with asyncio.timeout(START_S):
-                while (count := len(await self._scraped(http))) < models * len(workers):
-                    await asyncio.sleep(1)
-            self._check(count == models * len(workers), f"one scrape of a door has {count} replicas")
+            wanted, scraped = (len(yaml.safe_load(SERVE.read_text())["applications"]) - 1) * len(workers), ""
+            for _ in range(60):
+                scraped = (await http.get(f"{self.cluster.head.url}/metrics")).text
+                if len(_running(scraped)) == wanted:
+                    break
+                await asyncio.sleep(1)
+            self._check(len(_running(scraped)) == wanted, f"one scrape of a door has {wanted} replicas")
             targets = await http.get(f"{self.cluster.head.url}/metrics/targets")
             if targets.status_code == httpx.codes.NOT_FOUND:
                 self._say("        (GET /metrics/targets: not in this version)")
@@ -230,12 +232,6 @@ class Story:
         file.write_text(yaml.safe_dump(configuration))
         await asyncio.to_thread(self.cluster.serve, "deploy", str(file))
 
-    async def _scraped(self, http: httpx.AsyncClient) -> set[str]:
-        """The replicas of all models, as one door's metrics name them."""
-        samples = (await http.get(f"{self.cluster.head.url}/metrics")).text.splitlines()
-        running = [line for line in samples if line.startswith("cellstate_model_info{")]
-        return {line.split('replica="')[1].split('"')[0] for line in running}
-
     def _replicas(self) -> list[int]:
         return [pid for node in self.cluster.nodes for pid in node.processes(REPLICA)]
 
@@ -323,3 +319,9 @@ class Story:
 
     def _say(self, line: str) -> None:
         print(f"{time.monotonic() - self._began:6.1f} s  {line}", flush=True)
+
+
+def _running(scraped: str) -> set[str]:
+    """The replicas of all models, as metrics name them."""
+    samples = [line for line in scraped.splitlines() if line.startswith("cellstate_model_info{")]
+    return {line.split('replica="')[1].split('"')[0] for line in samples}
