@@ -148,6 +148,9 @@ def _section(section: str, directory: Path, models: list[str], bounds: Bounds) -
     if section.startswith("defaults"):
         # A stream may be idle for as long as its session lives.
         lines.append("    timeout tunnel 7d")
+        # Without it a check has the time until the next one, 250 ms after a failure: too little for a replica
+        # that has all it can do, and would then be away for everybody.
+        lines.append("    timeout check 2s")
         # A request goes on to a replica when it is whole, or has filled a buffer: slow ones wait here.
         lines.append("    option http-buffer-request")
         lines.append(f"    timeout http-request {bounds.timeout_s:.0f}s")

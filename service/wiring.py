@@ -29,10 +29,10 @@ from service.api.routes import Site
 from service.api.watch import Watch
 from service.asgi import Receive, Scope, Send
 from service.certificates import authorities
+from service.client.redaction import guard
 from service.engine.engine import Engine
 from service.metrics import Exposition, Process, Source
 from service.pulse import Pulse
-from service.redaction import guard
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import Upkeep
 from service.sessions.manager import SessionManager

@@ -104,11 +104,14 @@ class Story:
             hosts = Counter(httpx.URL(facts["direct_url"]).host for facts in opened)
             workers = {worker.machine.address for worker in self.cluster.workers}
             self._check(set(hosts) <= workers, f"direct addresses are the workers' own: {dict(hosts)}")
-            samples = (await http.get(f"{self.cluster.head.url}/metrics")).text.splitlines()
-            running = [line for line in samples if line.startswith("cellstate_model_info{")]
-            replicas = {line.split('replica="')[1].split('"')[0] for line in running}
-            models, count = len(yaml.safe_load(SERVE.read_text())["applications"]) - 1, len(replicas)
-            self._check(count == models * len(workers), f"one scrape of a door has {count} replicas")
+            # The other model may be starting still.
+            wanted, scraped = (len(yaml.safe_load(SERVE.read_text())["applications"]) - 1) * len(workers), ""
+            for _ in range(60):
+                scraped = (await http.get(f"{self.cluster.head.url}/metrics")).text
+                if len(_running(scraped)) == wanted:
+                    break
+                await asyncio.sleep(1)
+            self._check(len(_running(scraped)) == wanted, f"one scrape of a door has {wanted} replicas")
             targets = await http.get(f"{self.cluster.head.url}/metrics/targets")
             if targets.status_code == httpx.codes.NOT_FOUND:
                 self._say("        (GET /metrics/targets: not in this version)")
@@ -316,3 +319,9 @@ class Story:
 
     def _say(self, line: str) -> None:
         print(f"{time.monotonic() - self._began:6.1f} s  {line}", flush=True)
+
+
+def _running(scraped: str) -> set[str]:
+    """The replicas of all models, as metrics name them."""
+    samples = [line for line in scraped.splitlines() if line.startswith("cellstate_model_info{")]
+    return {line.split('replica="')[1].split('"')[0] for line in samples}

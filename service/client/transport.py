@@ -9,7 +9,7 @@ import httpx
 
 from service.client.effects import Closed, Connect, Exchange, Response
 from service.client.errors import Fault
-from service.redaction import guard
+from service.client.redaction import guard
 
 #: Before the request was sent
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)

@@ -36,10 +36,10 @@ def test_every_call_has_an_id_of_its_own_and_all_attempts_have_that(
     endpoint = served.application.api.site.endpoint(SERIES)
     facts, failures = endpoint.facts, iter([True, True, False, False])
 
-    def flaky() -> dict[str, object]:
+    def flaky(namespace: str = "") -> dict[str, object]:
         if next(failures):
             raise RuntimeError("a bug that passes")
-        return facts()
+        return facts(namespace)
 
     monkeypatch.setattr(endpoint, "facts", flaky)
     with listening() as heard, Client(served.url, trust_env=False) as client:

@@ -86,6 +86,7 @@ def test_every_section_stays_in_its_place() -> None:
     heads = [line for line in text.splitlines() if line and not line.startswith(" ")]
     assert heads == ["global", "defaults", "frontend http_frontend", "backend http-ett"]
     assert text.index("timeout tunnel") < text.index("frontend http_frontend")
+    assert text.index("timeout check 2s") < text.index("frontend http_frontend")
 
 
 def test_rays_template_still_has_what_is_rewritten() -> None:
