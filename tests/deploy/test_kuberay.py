@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,15 @@ def test_the_environment_of_the_front_door_is_made_by_its_own_command(
 ) -> None:
     """A copy of its variables here would be one that ages: the container's own line is run instead."""
     shell, line = container(group)["command"], container(group)["args"][0]
-    run = {"PATH": os.environ["PATH"], "KUBERAY_GEN_RAY_START_CMD": "env", "TMPDIR": str(tmp_path)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    run = {"PATH": path, "KUBERAY_GEN_RAY_START_CMD": "env", "TMPDIR": str(tmp_path)}
     printed = subprocess.run([*shell, line], env=run, capture_output=True, text=True, check=True).stdout
     told = subprocess.run(
-        [COMMAND, "--environment"], env=run, capture_output=True, text=True, check=True
+        [Path(sys.executable).with_name(COMMAND), "--environment"],
+        env=run,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     names = re.findall(r"^export (\w+)=", told, re.MULTILINE)
     assert "RAY_SERVE_ENABLE_HA_PROXY" in names
