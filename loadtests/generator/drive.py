@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from math import inf
 
 from loadtests.generator.arrivals import Arrival
 from loadtests.generator.recorder import Recorder
@@ -22,9 +23,11 @@ async def drive(
     recorder: Recorder,
     give_up_s: float = 30.0,
     stopped: Callable[[], bool] = lambda: False,
+    until: float = inf,
 ) -> None:
     """Returns when all have ended; what has not `give_up_s` behind the last arrival is cancelled and counted
-    as `no_reply`. An exception of `perform` is the program's own mistake and is raised."""
+    as `no_reply`. What could not be begun before the time `until` is not, and counted as `not_sent`: so a
+    sender that fell behind comes to an end, and its run says so. An exception of `perform` is the program's own mistake and is raised."""
     clock = asyncio.get_running_loop().time
     running: set[asyncio.Task[None]] = set()
     failed: list[BaseException] = []
@@ -51,6 +54,9 @@ async def drive(
         if failed or stopped():
             break
         recorder.due(intended)
+        if (now := clock()) > until:
+            recorder.ended("given up", intended, now, now, arrival.steps, "not_sent")
+            continue
         task = asyncio.create_task(one(arrival, intended))
         running.add(task)
         recorder.most_in_flight = max(recorder.most_in_flight, len(running))

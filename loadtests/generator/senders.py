@@ -220,7 +220,8 @@ async def _drive(
     try:
         await asyncio.sleep(max(0.0, start - clock()))
         began, used = clock(), time.process_time()
-        await drive(schedule.arrivals(plan.part, plan.parts), traffic.perform, recorder, GIVE_UP_S)
+        arrivals, until = schedule.arrivals(plan.part, plan.parts), start + schedule.seconds + GIVE_UP_S
+        await drive(arrivals, traffic.perform, recorder, GIVE_UP_S, until=until)
         busy = (time.process_time() - used) / max(1e-3, clock() - began)
     finally:
         telling.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -156,6 +157,19 @@ async def _given_up() -> None:
     await drive([Arrival(0.0, 2), Arrival(0.01)], perform, recorder, give_up_s=30)
     assert recorder.errors() == {"no_reply": 2}
     assert recorder.tally["unknown"] == 3
+
+
+async def test_a_sender_that_is_too_far_behind_comes_to_an_end() -> None:
+    began: list[float] = []
+
+    async def perform(arrival: Arrival, intended: float) -> None:
+        began.append(arrival.at)
+        time.sleep(0.02)  # noqa: ASYNC251  it is the sender that is slow
+
+    recorder = Recorder(clock())
+    await drive([Arrival(n / 1000) for n in range(100)], perform, recorder, until=recorder.start + 0.2)
+    assert 5 <= len(began) <= 15
+    assert recorder.errors() == {"not_sent": 100 - len(began)}
 
 
 async def test_a_mistake_of_the_program_is_raised_not_counted() -> None:
