@@ -25,9 +25,10 @@ async def drive(
     stopped: Callable[[], bool] = lambda: False,
     until: float = inf,
 ) -> None:
-    """Returns when all have ended; what has not `give_up_s` behind the last arrival is cancelled and counted
-    as `no_reply`. What could not be begun before the time `until` is not, and counted as `not_sent`: so a
-    sender that fell behind comes to an end, and its run says so. An exception of `perform` is the program's own mistake and is raised."""
+    """Returns when all have ended; what has not `give_up_s` behind the last arrival is cancelled and
+    counted as `no_reply`. What could not be begun before the time `until` is not, and counted as
+    `not_sent`: so a sender that fell behind comes to an end, and its run says so. An exception of
+    `perform` is the program's own mistake and is raised."""
     clock = asyncio.get_running_loop().time
     running: set[asyncio.Task[None]] = set()
     failed: list[BaseException] = []
