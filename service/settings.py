@@ -150,7 +150,7 @@ class Settings:
         least=2,
     )
     max_wait_ms: float = setting(
-        500.0, "longest that a request of several steps may have to wait for others before 429", least=0
+        2000.0, "longest that a request of several steps may have to wait for others before 429", least=0
     )
     max_queue: int = setting(
         8192, "requests waiting in a replica before 429, those of bulk bodies and streams included", least=1

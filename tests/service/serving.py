@@ -103,7 +103,10 @@ def serving(directory: Path, **settings: object) -> Iterator[Service]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             _, said = process.communicate(timeout=60)
-            assert said == "", said
+            # What was refused or slow is told, in a line a second; nothing else is worth a word
+            told = ("refused: ", "a request was slow")
+            odd = [line for line in said.splitlines() if not line.startswith(told)]
+            assert not odd, said
     finally:
         if process.poll() is None:
             process.kill()

@@ -119,14 +119,14 @@ def precision(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def roomy(models: Path, precision: str) -> Iterator[Service]:
     """A service with a slot for everybody."""
-    with serving(models, precision=precision) as service:
+    with serving(models, precision=precision, max_wait_ms=600_000) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
 def crowded(models: Path, precision: str) -> Iterator[Service]:
     """A service with 8 slots: whoever steps comes from the host and goes back to it."""
-    with serving(models, slots=8, max_batch=8, precision=precision) as service:
+    with serving(models, slots=8, max_batch=8, precision=precision, max_wait_ms=600_000) as service:
         yield service
 
 

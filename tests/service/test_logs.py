@@ -151,7 +151,7 @@ def test_a_bug_of_ours_is_one_line_and_its_client_knows_which(
 ) -> None:
     endpoint = served.application.api.site.endpoint(SERIES)
 
-    def broken() -> dict[str, Any]:
+    def broken(*_: object) -> dict[str, Any]:
         raise RuntimeError("a bug\nof two lines")
 
     monkeypatch.setattr(endpoint, "facts", broken)
@@ -280,5 +280,7 @@ def test_without_anybody_at_the_socket_lines_are_on_stderr(
 def test_ready_and_stop_are_told(tmp_path: Path) -> None:
     with listening() as heard, serving(save_bundles(tmp_path)):
         pass
-    assert [line["event"] for line in heard.lines] == ["ready", "drain", "stopped"]
+    # On a busy machine a line may tell of a slow request, of an earlier test too
+    events = [line["event"] for line in heard.lines if line["event"] != "slow"]
+    assert events == ["ready", "drain", "stopped"]
     assert heard.of("ready")[0]["versions"] == ["letters 1", "narrow 1", "waves 1"]
