@@ -161,14 +161,15 @@ def test_a_replica_that_is_killed_is_replaced_and_rates_stay_right(watched: Watc
     traffic, began = Traffic(MODEL, watched.doors()), time.monotonic()
     run(traffic, lambda: traffic.singles("after", sessions=12, steps=25))
     eventually(lambda: server.value('sum(cellstate_steps_total{replica!="door"})') >= traffic.steps, 15)
-    time.sleep(2)  # so that the last scrapes of the window see nothing new, as its first
+    # So that the last scrapes of the window see nothing new, as its first; and that it is long
+    time.sleep(14)
     window = f"{int(time.monotonic() - began) + 4}s"
     for name, expected in (
         ("cellstate_steps_total", traffic.steps),
         ("cellstate_deduplicated_steps_total", traffic.again),
     ):
         found = server.value(f"sum(increase({name}[{window}]))")
-        # Prometheus extrapolates to the edges of the window: by less than two scrapes
+        # Prometheus extrapolates to the edges of the window: by less than two scrapes, of twenty
         assert found == pytest.approx(expected, rel=0.15), name
     assert server.query('{__name__=~"cellstate_.*_total"} < 0') == []
     names = {m["__name__"] for m, _ in server.query('{__name__=~"cellstate_.*_total"}')}
