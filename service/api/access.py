@@ -91,10 +91,12 @@ class Bucket:
 @dataclass(slots=True, eq=False)
 class Identity:
     """Whom a request is of. key: None for everybody where there are no keys, for another replica, and for
-    who asks without a key for what is open. prefix: of its sessions' names."""
+    who asks without a key for what is open. prefix: of its sessions' names. peer: another replica passed the
+    request on."""
 
     key: Key | None = None
     prefix: str = ""
+    peer: bool = False
     trusted: bool = True  # sees what is served
     bucket: Bucket | None = None
     revoked: bool = False

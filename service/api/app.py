@@ -17,7 +17,7 @@ from service.api.problems import TABLE, code_in, without
 from service.api.routes import HANDOVER, ROUTES, STREAM, Handler, Site, admit, hand_over, match, unanswered
 from service.api.websocket import Streams
 from service.asgi import Receive, Scope, Send
-from service.asked import PEER, REQUEST_ID
+from service.asked import REQUEST_ID
 from service.errors import (
     CellstateError,
     Elsewhere,
@@ -45,7 +45,7 @@ class Api:
 
     async def http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        template = model = session_id = code = ""
+        template = model = known = session_id = code = ""
         request: Request | None = None
         response: Response | None = None
         watch, intake = self.site.watch, self._intake
@@ -54,6 +54,7 @@ class Api:
         try:
             try:
                 template, model, session_id = match(scope["path"])
+                known = self._known(model)
                 if intake.running > intake.requests:
                     self._check_room(scope["method"], template)
                 handler = _handler(template, scope["method"])
@@ -68,7 +69,7 @@ class Api:
                 kind = TABLE[type(error)]
                 error = without("" if request is None else request.identity.prefix, error)
                 response, code = Response.of(error, kind.status), kind.code
-                watch.refused(error, template, self._known(model), session_id)
+                watch.refused(error, template, known, session_id)
             except (ClientGone, asyncio.CancelledError):
                 raise
             except Exception:  # a bug of ours: its client still gets an answer, and the log the reason
@@ -76,17 +77,16 @@ class Api:
                 log.exception("a handler of %s failed", template, extra=about)
                 own = EngineFailure("the service met an error of its own; it is in its log", retry_after_s=1)
                 response, code = Response.of(own, 503), TABLE[EngineFailure].code
-            self._count(template, model, request, response.status, code, started)
+            self._count(template, known, request, response.status, code, started)
             if asked.named:
                 response.headers += ((REQUEST_ID, asked.id.encode()),)
             await response.send(send, head=scope["method"] == "HEAD")
-            known = self._known(model)
             watch.end(asked, scope["method"], template, known, session_id, response.status, started)
         except ClientGone:
-            self._count(template, model, request, CLIENT_GONE, "", started)
+            self._count(template, known, request, CLIENT_GONE, "", started)
         except asyncio.CancelledError:
             if response is None:  # else it was counted, and its client left while it was sent
-                self._count(template, model, request, CLIENT_GONE, "", started)
+                self._count(template, known, request, CLIENT_GONE, "", started)
             raise
         finally:
             intake.running -= 1
@@ -105,16 +105,10 @@ class Api:
         return model if model in self.site.endpoints else ""
 
     def _count(
-        self, template: str, model: str, request: Request | None, status: int, code: str, started: float
+        self, template: str, known: str, request: Request | None, status: int, code: str, started: float
     ) -> None:
-        endpoint, known, route = self.site.endpoints.get(model), self._known(model), template or "none"
-        if (
-            request is not None
-            and request.header(PEER) is not None
-            and endpoint is not None
-            and endpoint.peers is not None
-            and endpoint.peers.is_peer(request)
-        ):
+        route = template or "none"
+        if request is not None and request.identity.peer:
             self.counters.of_peers[known, route, status] += 1
             return
         self.counters.observe(known, route, status, time.perf_counter() - started)
@@ -124,7 +118,7 @@ class Api:
     async def _pass_on(self, error: Elsewhere, handler: Handler, request: Request) -> Response:
         """The answer of the replica that owns the session; if that is away, the session is brought here."""
         peers = self.site.endpoint(request.model).peers
-        if peers is None or peers.is_peer(request):
+        if peers is None or request.identity.peer:
             raise error
         try:
             return await peers.pass_on(error.address, request)

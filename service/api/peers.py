@@ -57,20 +57,18 @@ class Peers:
             verify=verify,
         )
 
-    def is_peer(self, request: Request) -> bool:
-        """Whether another replica sent it."""
-        given = request.header(PEER)
-        secret = self._secret().encode()
-        return given is not None and bool(secret) and hmac.compare_digest(given, secret)
-
     def identity(self, request: Request) -> Identity | None:
         """Whose request another replica passed on, which has checked its key; None if none has."""
-        if request.header(PEER) is None or not self.is_peer(request):
+        given = request.header(PEER)
+        if given is None:
+            return None
+        secret = self._secret().encode()
+        if not secret or not hmac.compare_digest(given, secret):
             return None
         namespace = (request.header(NAMESPACE_HEADER) or b"").decode("latin-1")
         if namespace and not NAMESPACE.fullmatch(namespace):
             return None
-        return Identity(prefix=prefix_of(namespace))
+        return Identity(prefix=prefix_of(namespace), peer=True)
 
     async def pass_on(self, address: str, request: Request) -> Response:
         """Another replica's answer to a request. Raises PeerAway."""

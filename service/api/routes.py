@@ -130,7 +130,7 @@ async def rewind_session(site: Site, request: Request) -> Response:
 async def hand_over(site: Site, request: Request) -> Response:
     """For other replicas alone."""
     endpoint = site.endpoint(request.model)
-    if endpoint.peers is None or not endpoint.peers.is_peer(request):
+    if not request.identity.peer:
         raise NotFound(f"there is nothing at {request.scope['path'][:200]!r}; /docs lists what there is")
     body = await request.json(HandoverBody)
     if body.newest is not None and order(body.newest) < order(endpoint.bundle.version):
@@ -182,15 +182,14 @@ async def bulk_step(site: Site, request: Request) -> Response:
             site.watch.refused(error, MODEL + "/steps", request.model)
         if number % BULK_SLICE == 0:
             await endpoint.turns.next()
-    of_peer = endpoint.peers is not None and endpoint.peers.is_peer(request)
-    if elsewhere and endpoint.peers is not None and not of_peer:
+    if elsewhere and endpoint.peers is not None and not identity.peer:
         await asyncio.gather(
             *(
                 _pass_on(endpoint, identity, address, places, raw, commands, results, failed)
                 for address, places in elsewhere.items()
             )
         )
-    if not of_peer:  # else the replica that the client asked counts them
+    if not identity.peer:  # else the replica that the client asked counts them
         _count_items(site.counters, request.model, len(results), failed)
     return Response(200, b'{"results":[' + b",".join(results) + b"]}")
 

@@ -15,7 +15,7 @@ SECONDS = (
 REASONS: dict[str, tuple[str, ...]] = {
     "ended": ("closed", "expired"),
     "conflicts": ("gap", "replay", "history", "version"),
-    "rejected": ("draining", "queue", "sessions", "deadline", "lease"),
+    "rejected": ("draining", "queue", "wait", "sessions", "session_quota", "deadline", "lease"),
     "lost": ("expired", "process", "damaged"),
     "takeovers": ("handed over", "lease"),
     "dropped": ("away", "stale", "fenced"),

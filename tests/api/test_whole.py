@@ -43,7 +43,9 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[int]:
-    config = uvicorn.Config(app, port=0, http=_Protocol, lifespan="off", log_config=None, loop="none")
+    # As the service has it
+    settings: Any = {"lifespan": "off", "log_config": None, "loop": "none", "access_log": False}
+    config = uvicorn.Config(app, port=0, http=_Protocol, **settings)
     server = uvicorn.Server(config)
     server.config.load()
     WRITES.clear()
