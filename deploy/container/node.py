@@ -61,7 +61,7 @@ def main() -> int:
         print(f"cellstate-node: {error}", file=sys.stderr)
         return 2
     os.environ.update({name: os.environ.get(name, value) for name, value in environment().items()})
-    Logs(Path("/tmp/ray/session_latest/logs"))  # noqa: S108
+    Logs(Path("/tmp/ray/session_latest/logs"))  # noqa: S108 (Ray's own place, in the container)
     return roles[role](own)
 
 
