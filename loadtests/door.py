@@ -31,7 +31,7 @@ from websockets.asyncio.client import connect
 from service.bench.machine import processor
 
 STEPS, BULK = (Path(__file__).with_name(name) for name in ("steps.lua", "bulk.lua"))
-START_S = 120.0
+START_S = 180.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

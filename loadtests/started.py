@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,11 +20,12 @@ from loadtests import hosts
 from loadtests.bundles import random_bundle
 from loadtests.chaos import tree
 from loadtests.chaos.subject import free_port
+from loadtests.door import Failed, wait_ready
 from loadtests.observing.processes import listening
 from model.bundle import Bundle, find, load
 from service import processes
 
-START_S, STOP_S = 180.0, 60.0
+STOP_S = 60.0
 LAYERS, HIDDEN = 2, 256
 
 
@@ -90,15 +90,10 @@ def _paths() -> list[str]:
 
 
 def _wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise NoService(f"the service did not start: {log.read_text(errors='replace')[-1000:].strip()}")
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/readyz", trust_env=False).status_code == httpx.codes.OK:
-                return
-        time.sleep(0.2)
-    raise NoService(f"{url}/readyz was not ready within {START_S:.0f} s")
+    try:
+        wait_ready(url, process)
+    except Failed as error:
+        raise NoService(f"{error}: {log.read_text(errors='replace')[-1000:].strip()}") from None
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -47,7 +47,7 @@ def ready(port: int) -> str:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     if os.environ.get("CELLSTATE_TLS_CERT"):
         # To this container itself, by an address that no certificate names
-        unverified = ssl._create_unverified_context()  # noqa: S323 (it asks itself, by a name its certificate may not have)
+        unverified = ssl._create_unverified_context()  # noqa: S323 (as said)
         connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE_S, context=unverified)
     try:
         connection.request("GET", "/readyz")

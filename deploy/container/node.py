@@ -136,7 +136,7 @@ class Ray:
         command = ["ray", "start", "--block", *options, "--num-cpus=0", "--disable-usage-stats"]
         command += [f"--node-manager-port={RAYLET_PORT}", f"--object-store-memory={OBJECT_STORE}"]
         self._asked = False
-        self._process = subprocess.Popen(  # noqa: S603
+        self._process = subprocess.Popen(  # noqa: S603 (its own command)
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -181,7 +181,7 @@ def head(own: str) -> int:
     while ray.runs and not (answers(own, PORT) and answers(own, RAYLET_PORT)):
         time.sleep(0.2)
     # Waits for the models' replicas, and so for workers. If Ray dies meanwhile, it would wait for ever.
-    deploy = subprocess.Popen(["cellstate", "serve", "--address", f"{own}:{PORT}"])  # noqa: S603, S607
+    deploy = subprocess.Popen(["cellstate", "serve", "--address", f"{own}:{PORT}"])  # noqa: S603, S607 (the image's)
     while ray.runs and deploy.poll() is None:
         time.sleep(0.2)
     if deploy.poll() is None:

@@ -58,7 +58,7 @@ if __name__ == "__main__":
         )
     else:
         serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
-    serve.run(Steps.bind(), route_prefix="/")  # type: ignore[attr-defined]
+    serve.run(Steps.bind(), route_prefix="/")  # type: ignore[attr-defined]  # made by its decorator
     print("ready", flush=True)
     while True:  # until it is killed, and Ray's processes with it
         time.sleep(60)

@@ -11,7 +11,7 @@ import sys
 # Triton's Python is the system's, and reads no PYTHONPATH: the packages are in an environment of their own.
 sys.path[:0] = os.environ["PEER_PATH"].split(":")
 
-import numpy as np  # noqa: E402
+import numpy as np  # noqa: E402  (behind the path, as all of these)
 import torch  # noqa: E402
 import triton_python_backend_utils as pb_utils  # noqa: E402
 from lstm import Lstm  # noqa: E402
