@@ -25,7 +25,7 @@ from loadtests.observing.processes import listening
 from model.bundle import Bundle, find, load
 from service import processes
 
-STOP_S = 60.0
+START_S, STOP_S = 180.0, 60.0
 LAYERS, HIDDEN = 2, 256
 
 
@@ -91,7 +91,7 @@ def _paths() -> list[str]:
 
 def _wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     try:
-        wait_ready(url, process)
+        wait_ready(url, process, START_S)
     except Failed as error:
         raise NoService(f"{error}: {log.read_text(errors='replace')[-1000:].strip()}") from None
 
