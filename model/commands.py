@@ -1,4 +1,4 @@
-"""The commands of the model's side: train, evaluate, inspect. Heavy imports wait until they are needed."""
+"""The commands of the model's side: train, import, evaluate, inspect. Heavy imports wait for their need."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ FAILED, UNUSABLE = 1, 2  # exit codes: the figures differ; the input can't be us
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds the commands. Each sets `func`: parsed arguments to exit code."""
+    from model import import_command
+
     _add_train(subparsers)
+    import_command.register(subparsers).set_defaults(func=guarded(import_command.run))
     command = subparsers.add_parser("evaluate", help="measure a bundle's quality figures again")
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of the bundle")
     command.add_argument(
