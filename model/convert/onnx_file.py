@@ -27,6 +27,7 @@ REASONS = {
     "Scan": "the recurrence was exported as a loop; import the framework's own file instead",
     "Attention": "it reads the whole sequence, so it can't be stepped",
 }
+UNROLLED = "if the recurrence was written out, import the framework's own file instead"
 UNKNOWN = "a network here is [Gather from an embedding], LSTM nodes, and MatMul, Gemm, Add with constants"
 
 
@@ -113,8 +114,8 @@ def way(graph: Graph, output: str) -> Way:
         raise ConversionError(f"--output {output}: there is no such output; there is {outputs}")
     if not any(node.op_type == "LSTM" for node in graph.model.graph.node):
         kinds = sorted({node.op_type for node in graph.model.graph.node})
-        reason = next((f": {REASONS[kind]}" for kind in kinds if kind in REASONS), "")
-        raise ConversionError(f"{graph.path}: there is no LSTM node in it, but {', '.join(kinds)}{reason}")
+        reason = next((REASONS[kind] for kind in kinds if kind in REASONS), UNROLLED)
+        raise ConversionError(f"{graph.path}: there is no LSTM node in it, but {', '.join(kinds)}: {reason}")
     name = output or outputs[0]
     end = name
     nodes: list[tuple[Any, str]] = []

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -77,7 +76,7 @@ def find(state: StateDict, names: Names) -> Foreign:
     table = read_embedding(state, embedding) if embedding else None
     return Foreign(
         kind="torch state dict",
-        checked_by="torch.nn.LSTM with the file's own tensors",
+        checked_by="torch.nn.LSTM in float64 with the file's own tensors",
         stages=tuple(stages),
         probe=lambda mean, std: [_probe(state, modules, head, embedding, mean, std)],
         embedding=table,
@@ -218,33 +217,33 @@ def _no_place(key: str, tensor: Tensor) -> str:
 def _probe(
     state: StateDict, modules: Sequence[str], head: str, embedding: str, mean: Array, std: Array
 ) -> Probe:
-    """torch's own modules, filled from the file, in float32 on random input."""
+    """torch's own modules, filled from the file, in float64 on random input."""
     T, B = 32, 3
     generator = torch.Generator().manual_seed(0)
     x: Tensor
     if embedding:
         x = torch.randint(0, len(state[f"{embedding}.weight"]), (T, B), generator=generator)
-        h = nn.functional.embedding(x, state[f"{embedding}.weight"].float())
+        h = nn.functional.embedding(x, state[f"{embedding}.weight"].double())
     else:
         x = torch.randn(T, B, len(mean), generator=generator) * torch.tensor(std) + torch.tensor(mean)
-        h = x = x.float()
+        h = x = x.float().double()
     for module in modules:
         h = _run(state, module, h)
     if head:
         bias = state.get(f"{head}.bias")
-        h = nn.functional.linear(h, state[f"{head}.weight"].float(), None if bias is None else bias.float())
-    return Probe(x.numpy().astype(np.float64), h.numpy().astype(np.float64))
+        h = nn.functional.linear(h, state[f"{head}.weight"].double(), None if bias is None else bias.double())
+    return Probe(x.double().numpy(), h.double().numpy())
 
 
 def _run(state: StateDict, module: str, x: Tensor) -> Tensor:
     """One recurrent module of the file on x [T, B, I]."""
     prefix = f"{module}." if module else ""
-    own = {k[len(prefix) :]: v.float() for k, v in state.items() if _is_own(k, (module,))}
+    own = {k[len(prefix) :]: v.double() for k, v in state.items() if _is_own(k, (module,))}
     bias = any(k.startswith("bias") for k in own)
     if "weight_ih" in own:
-        cell = nn.LSTMCell(x.shape[-1], own["weight_hh"].shape[1], bias)
+        cell = nn.LSTMCell(x.shape[-1], own["weight_hh"].shape[1], bias, dtype=torch.float64)
         _load(cell, own)
-        h, c = torch.zeros(2, x.shape[1], cell.hidden_size)
+        h, c = torch.zeros(2, x.shape[1], cell.hidden_size, dtype=torch.float64)
         steps = []
         for row in x:
             h, c = cell(row, (h, c))
@@ -257,6 +256,7 @@ def _run(state: StateDict, module: str, x: Tensor) -> Tensor:
         sum(k.startswith("weight_ih_l") for k in own),
         bias,
         proj_size=0 if projection is None else len(projection),
+        dtype=torch.float64,
     )
     _load(lstm, own)
     with warnings.catch_warnings():

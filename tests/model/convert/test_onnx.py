@@ -117,17 +117,20 @@ def test_a_text_model_with_its_softmax() -> None:
     # onnxruntime has no batch-first LSTM: the check ran on onnx's own reference, as does this
     from onnx.reference import ReferenceEvaluator
 
-    expected = ReferenceEvaluator(str(path)).run(None, {"x": tokens})[0]
+    reference: Any = ReferenceEvaluator(str(path))
+    expected = reference.run(None, {"x": tokens})[0]
     np.testing.assert_allclose(np.exp(outputs(brought(), tokens)[:, :, 0]), expected, atol=1e-5, rtol=0)
 
 
 def test_normalisation_within_the_graph() -> None:
     """On the way in it becomes the bundle's, by the numbers; on the way out it is part of the head."""
     g = Making()
-    g.add("Sub", g.constant(np.array([100, 2, -7], np.float32))).add("Div", g.constant(np.float32(4)))
+    g.add("Sub", g.constant(np.array([100, 2, -7], np.float32))).add(
+        "Div", g.constant(np.array(4, np.float32))
+    )
     g.add("Transpose", perm=[1, 0, 2]).lstm(3, 6).add("Squeeze", g.constant(axes(1)))
     g.add("Transpose", perm=[1, 0, 2]).add("MatMul", g.drawn(6, 2))
-    path = g.add("Mul", g.constant(np.float32(3))).add("Add", g.drawn(1, 1, 2)).save()
+    path = g.add("Mul", g.constant(np.array(3, np.float32))).add("Add", g.drawn(1, 1, 2)).save()
     assert bring(path) == 0
     raw = (X * 4 + [100, 2, -7]).astype(np.float32)
     np.testing.assert_allclose(outputs(brought(), raw)[:, :, 0], ran(path, raw), atol=1e-5, rtol=0)
