@@ -7,6 +7,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,31 @@ def test_what_has_no_equivalent_is_named(
     name: str, change: Change, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused(rewritten(name, change), message, capsys)
+
+
+def test_a_functional_model_as_keras_2_writes_it() -> None:
+    """Layers are joined by lists, and outputs are a list of lists."""
+
+    def older(config: dict[str, Any]) -> None:
+        inner = config["config"]
+        for before, entry in pairwise(inner["layers"]):
+            entry["inbound_nodes"] = [[[before["name"], 0, 0, {}]]]
+        inner["output_layers"] = [["next", 0, 0]]
+
+    assert bring(rewritten("text", older), "--vocabulary", "letters.txt") == 0
+    x, y = kept("text")
+    np.testing.assert_allclose(np.exp(outputs(brought(), x)[:, :, 0]), y, atol=1e-5, rtol=0)
+
+
+def test_weights_alone_as_keras_2_writes_them() -> None:
+    """The groups of a whole model's file, without the model's configuration."""
+    with h5py.File(FILES / "series.h5") as whole, h5py.File("old.weights.h5", "w") as file:
+        for name, group in whole["model_weights"].items():
+            whole.copy(group, file, name)
+        file.attrs.update(whole["model_weights"].attrs)
+    assert bring("old.weights.h5") == 0
+    x, y = kept("series")
+    np.testing.assert_allclose(outputs(brought(), x)[:, -1, 0], y, atol=1e-5, rtol=0)
 
 
 def of_weights(change: Callable[[Any], None]) -> Path:
