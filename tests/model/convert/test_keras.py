@@ -1,4 +1,4 @@
-"""Files of real Keras (tests/model/convert/keras/make.py made them) give what Keras gave."""
+"""Files of real Keras, 3 and 2 (keras/make.py and keras2/make.py made them), give what Keras gave."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ FILES = Path(__file__).parent / "keras"
 FORMS = ("keras", "h5", "weights.h5")
 
 
-def kept(name: str) -> tuple[Any, Any]:
-    with np.load(FILES / "outputs.npz") as found:
+def kept(name: str, made_by: str = "keras") -> tuple[Any, Any]:
+    """What the model was given, and what it gave."""
+    with np.load(FILES.parent / made_by / "outputs.npz") as found:
         return found[f"{name}.x"], found[f"{name}.y"]
 
 
@@ -111,29 +111,18 @@ def test_what_has_no_equivalent_is_named(
     refused(rewritten(name, change), message, capsys)
 
 
-def test_a_functional_model_as_keras_2_writes_it() -> None:
-    """Layers are joined by lists, and outputs are a list of lists."""
-
-    def older(config: dict[str, Any]) -> None:
-        inner = config["config"]
-        for before, entry in pairwise(inner["layers"]):
-            entry["inbound_nodes"] = [[[before["name"], 0, 0, {}]]]
-        inner["output_layers"] = [["next", 0, 0]]
-
-    assert bring(rewritten("text", older), "--vocabulary", "letters.txt") == 0
-    x, y = kept("text")
-    np.testing.assert_allclose(np.exp(outputs(brought(), x)[:, :, 0]), y, atol=1e-5, rtol=0)
-
-
-def test_weights_alone_as_keras_2_writes_them() -> None:
-    """The groups of a whole model's file, without the model's configuration."""
-    with h5py.File(FILES / "series.h5") as whole, h5py.File("old.weights.h5", "w") as file:
-        for name, group in whole["model_weights"].items():
-            whole.copy(group, file, name)
-        file.attrs.update(whole["model_weights"].attrs)
-    assert bring("old.weights.h5") == 0
-    x, y = kept("series")
+@pytest.mark.parametrize("file", ["series.h5", "series_weights.h5", "series.onnx"])
+def test_a_series_model_of_keras_2_and_by_tf2onnx(file: str) -> None:
+    assert bring(FILES.parent / "keras2" / file) == 0
+    x, y = kept("series", "keras2")
     np.testing.assert_allclose(outputs(brought(), x)[:, -1, 0], y, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("file", ["text.h5", "text_weights.h5", "text.onnx"])
+def test_a_text_model_of_keras_2_and_by_tf2onnx(file: str) -> None:
+    assert bring(FILES.parent / "keras2" / file, "--vocabulary", "letters.txt") == 0
+    x, y = kept("text", "keras2")
+    np.testing.assert_allclose(np.exp(outputs(brought(), x)[:, :, 0]), y, atol=1e-5, rtol=0)
 
 
 def of_weights(change: Callable[[Any], None]) -> Path:

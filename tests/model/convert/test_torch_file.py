@@ -105,6 +105,40 @@ def test_modules_of_different_sizes_in_the_order_that_is_given(capsys: pytest.Ca
     np.testing.assert_allclose(outputs(brought(), X.numpy())[:, :, 0], expected, atol=1e-5, rtol=0)
 
 
+def test_what_shapes_leave_open_is_said_by_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    """An embedding and a head of the same shape, without a bias; and a head of another loss."""
+    torch.manual_seed(0)
+    net = nn.ModuleDict(
+        {
+            "a": nn.Embedding(4, 8),
+            "rnn": nn.LSTM(8, 8, batch_first=True),
+            "b": nn.Linear(8, 4, bias=False),
+            "auxiliary": nn.Linear(8, 2),
+        }
+    )
+    torch.save(net.state_dict(), "net.pt")
+    Path("letters.txt").write_text("abcd")
+    assert bring("net.pt", "--vocabulary", "letters.txt") == 2
+    assert "which of a, b, auxiliary is the head" in capsys.readouterr().err
+    flags = ["--vocabulary", "letters.txt", "--head", "b", "--embedding", "a"]
+    assert bring("net.pt", *flags) == 2
+    assert "auxiliary.weight [2, 8] has no equivalent here" in capsys.readouterr().err
+    assert bring("net.pt", *flags, "--ignore", "auxiliary") == 0
+    tokens = torch.randint(0, 4, (2, 20))
+    with torch.no_grad():
+        expected = net["b"](net["rnn"](net["a"](tokens))[0]).log_softmax(-1).numpy()
+    np.testing.assert_allclose(outputs(brought(), tokens.numpy())[:, :, 0], expected, atol=1e-5, rtol=0)
+
+
+def test_a_failed_import_leaves_the_bundle_that_was_there() -> None:
+    torch.save(make_net().state_dict(), "net.pt")
+    assert bring("net.pt") == 0
+    before = brought().digest
+    torch.save(make_net(bidirectional=True).state_dict(), "net.pt")
+    assert bring("net.pt") == 2
+    assert brought().digest == before
+
+
 def test_cells_are_layers_too() -> None:
     cells = nn.ModuleDict({"cell": nn.LSTMCell(3, 8), "out": nn.Linear(8, 4)})
     torch.save(cells.state_dict(), "net.pt")
