@@ -1,4 +1,4 @@
-"""Made the files in this directory: models of Keras 2 (TensorFlow), their ONNX graphs by tf2onnx, their outputs.
+"""Made the files in this directory: models of Keras 2, their ONNX graphs by tf2onnx, and their outputs.
 
 pip install tensorflow-cpu==2.15.1 'numpy<2' onnx==1.16.2 tf2onnx==1.17.0
 python make.py
