@@ -46,7 +46,7 @@ async def misdirected(scope: Scope, receive: Receive, send: Send) -> None:
         return
     await receive()
     if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": TABLE[Unavailable].close})
+        await send({"type": "websocket.close", "code": 1013})  # try again later
         return
     headers = [(b"content-type", b"application/problem+json"), (b"retry-after", b"1")]
     await send({"type": "websocket.http.response.start", "status": 503, "headers": headers})

@@ -11,9 +11,8 @@ import pytest
 from service.api.access import EVERYBODY
 from service.api.messages import Intake, Request, Response
 from service.api.peers import PeerAway, Peers
-from service.api.problems import TABLE
 from service.asgi import Receive, Scope, Send
-from service.errors import NotFound, Unavailable
+from service.errors import NotFound
 from service.listener import Listener, bind, url
 from service.mount import Mount
 from service.settings import Settings
@@ -53,7 +52,7 @@ async def test_a_request_for_another_model_is_to_be_tried_again(path: str) -> No
 async def test_so_is_a_stream() -> None:
     path = "/v1/models/other/sessions/a/stream"
     (close,) = await asked(path, "websocket")
-    assert close == {"type": "websocket.close", "code": TABLE[Unavailable].close}
+    assert close == {"type": "websocket.close", "code": 1013}
     start, _ = await asked(path, "websocket", extensions={"websocket.http.response": {}})
     assert start["status"] == 503
 
