@@ -21,8 +21,9 @@ from model.explain.units import Unit, shown_layers
 from model.explain.words import plural, scientific, short, signed, summary
 
 DISTANCES = (1, 10, 30, 100, 300)  # of the table of gradients
-#: Units that a text is coloured by: those that follow something, and the slowest; of a series, close-ups.
-FOLLOWING, SLOWEST, CLOSE_FOLLOWING = 4, 2, 2
+#: Units that a text is coloured by, and how many of them are there as they follow something; of a series,
+#: units close up that do.
+COLOURED, FOLLOWING, CLOSE_FOLLOWING = 6, 4, 2
 SHADES = 8  # of a colour, from nothing to full
 
 TEXT_TOLD = """The same input, each character in the colour of one cell's tanh c after it was read, as in
@@ -133,7 +134,9 @@ def _coloured(story: Story) -> str:
     for follower in story.followers[:FOLLOWING]:
         caption = f"follows {follower.feature} best, r = {signed(follower.r)}"
         chosen[follower.unit.place] = follower.unit, caption
-    for unit in sorted(story.units, key=lambda u: -story.tau[u.place].item())[:SLOWEST]:
+    for unit in sorted(story.units, key=lambda u: -story.tau[u.place].item()):
+        if len(chosen) == COLOURED:
+            break
         chosen.setdefault(unit.place, (unit, f"slow, τ = {story.tau[unit.place].item():.3g} steps"))
     text = story.subject.text[story.subject.kept.start : story.subject.kept.stop]
     blocks = []

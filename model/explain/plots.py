@@ -154,7 +154,7 @@ def saturation(story: Story, gate: str) -> str:
         axes.scatter(
             100 * story.observation.opened[n, layer].numpy(),
             100 * story.observation.closed[n, layer].numpy(),
-            s=9,
+            s=9 if story.tau.shape[1] > 100 else 24,
             color=colour,
             alpha=0.55,
             linewidth=0,

@@ -21,14 +21,14 @@ from model.explain.gradients import (
     fresh_lstm,
     of_lstm,
 )
-from model.explain.subject import Subject, subject
+from model.explain.subject import Subject, lstm_weights, subject
 from model.explain.units import Follower, Unit, choose, followers, time_constants
 from model.network import Network
 
 #: Places of the run that gradients go back from, and random directions at each.
 PLACES, DIRECTIONS = 8, 2
 #: Multiply-adds of one back-propagation, at most: a wide network is followed back less far.
-WORK = 5e10
+WORK = 1e11
 LEAST_DISTANCE = 32
 
 
@@ -83,8 +83,7 @@ def tell(bundle: Bundle, data: Path | None, say: Callable[[str], None] = lambda 
 
 def _distance(bundle: Bundle, measured: int) -> int:
     """How far back the gradients of this bundle are followed."""
-    weights = sum(bundle.weights[name].numel() for name in bundle.weights if name.startswith("lstm.weight"))
-    affordable = int(WORK / (3 * PLACES * DIRECTIONS * weights))
+    affordable = int(WORK / (3 * PLACES * DIRECTIONS * lstm_weights(bundle)))
     return min(DISTANCE, measured // 2, max(LEAST_DISTANCE, affordable))
 
 

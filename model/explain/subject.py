@@ -16,8 +16,10 @@ from model.errors import BundleMalformed, DataError
 from model.evaluate import read_data, series_tensors, split_of
 from model.network import Network
 
-#: Rows that are measured, and rows that run before them from a zero state.
+#: Rows that are measured, and rows that run before them from a zero state, at most.
 STEPS, WARM = 4096, 512
+#: Multiply-adds of the run, about: a very wide network runs over fewer rows, but not fewer than these.
+WORK, FEWEST = 5e10, 256
 #: Rows of the pictures: of a series (or whole seasons near that), of a text; and of the coloured text.
 SERIES_SPAN, TEXT_SPAN, READ_SPAN = 200, 96, 400
 #: Fewer rows than this say nothing.
@@ -55,11 +57,23 @@ def subject(bundle: Bundle, network: Network, path: Path | None) -> Subject:
     return _series(bundle, path)
 
 
+def lstm_weights(bundle: Bundle) -> int:
+    """Number of weights that one step multiplies by, apart from the head's."""
+    return sum(w.numel() for name, w in bundle.weights.items() if name.startswith("lstm.weight"))
+
+
+def _lengths(bundle: Bundle) -> tuple[int, int]:
+    """Rows to measure and to warm up with, at most."""
+    steps = min(STEPS, max(FEWEST, int(WORK / lstm_weights(bundle))))
+    return steps, min(WARM, steps // 2)
+
+
 def _series(bundle: Bundle, path: Path | None) -> Subject:
     arch = bundle.spec.architecture
     season = _season(bundle)
     if path is None:
-        x, first, warm = _synthetic(arch.input_size, season or 24), 0, WARM
+        steps, warm = _lengths(bundle)
+        x, first = _synthetic(steps + warm, arch.input_size, season or 24), 0
         told = (
             f"Synthetic input, as no data was given: each input is a sine of period {season or 24}, a slower "
             f"one of period {7 * (season or 24)} and autoregressive noise, about normal (seed {SEED})."
@@ -84,7 +98,8 @@ def _series(bundle: Bundle, path: Path | None) -> Subject:
 def _text(bundle: Bundle, network: Network, path: Path | None) -> Subject:
     vocabulary = bundle.spec.vocabulary
     if path is None:
-        tokens, first, warm = _generate(network, STEPS + WARM), 0, WARM
+        steps, warm = _lengths(bundle)
+        tokens, first = _generate(network, steps + warm), 0
         told = f"Text that the model wrote itself, as no data was given (temperature 1, seed {SEED})."
     else:
         data = cast(Text, read_data(bundle, path))
@@ -118,10 +133,11 @@ def _window(bundle: Bundle, path: Path, rows: int) -> tuple[int, int, int, str]:
     else:
         if len(measured) >= LEAST:
             start, stop, name = measured.start, measured.stop, f" (of the {part} part)"
-    start = max(start, stop - STEPS)
+    steps, warm = _lengths(bundle)
+    start = max(start, stop - steps)
     if start == 0:
-        start = min(WARM, rows // 4)  # the memory has to fill before it is measured
-    return max(0, start - WARM), start, stop, name
+        start = min(warm, rows // 4)  # the memory has to fill before it is measured
+    return max(0, start - warm), start, stop, name
 
 
 def _season(bundle: Bundle) -> int:
@@ -129,10 +145,9 @@ def _season(bundle: Bundle) -> int:
     return season if isinstance(season, int) and 2 <= season <= 10_000 else 0
 
 
-def _synthetic(inputs: int, period: int) -> Tensor:
-    """[STEPS + WARM, inputs], about normal: two sines with random phases and AR(1) noise."""
+def _synthetic(T: int, inputs: int, period: int) -> Tensor:
+    """[T, inputs], about normal: two sines with random phases and AR(1) noise."""
     generator = torch.Generator().manual_seed(SEED)
-    T = STEPS + WARM
     t = torch.arange(T, dtype=torch.float64)[:, None]
     phases = 2 * math.pi * torch.rand(2, inputs, dtype=torch.float64, generator=generator)
     noise = torch.randn(T, inputs, dtype=torch.float64, generator=generator)

@@ -13,6 +13,8 @@ from model.explain.activations import Observation
 LONGEST = 1e9
 #: Layers, and units in all, that the pictures have room for.
 LAYERS_SHOWN, UNITS_SHOWN = 4, 16
+#: Least |r| of a unit that is said to follow something.
+FOLLOWS = 0.4
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class Follower:
 
 
 def followers(observation: Observation, features: tuple[str, ...]) -> list[Follower]:
-    """For each feature the unit of all layers that follows it best, each unit once, the closest first."""
+    """For each feature the unit of all layers that follows it best, by at least FOLLOWS; each unit once, the
+    closest first."""
     found = []
     for n, feature in enumerate(features):
         r = observation.correlation[n]
@@ -101,7 +104,7 @@ def followers(observation: Observation, features: tuple[str, ...]) -> list[Follo
     unique: dict[tuple[int, int], Follower] = {}
     for follower in found:
         unique.setdefault((follower.unit.layer, follower.unit.index), follower)
-    return list(unique.values())
+    return [f for f in unique.values() if abs(f.r) >= FOLLOWS]
 
 
 def quantiles(values: Tensor, at: tuple[float, ...] = (0.1, 0.5, 0.9)) -> list[float]:

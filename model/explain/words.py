@@ -11,8 +11,6 @@ from model.explain.gradients import reach
 from model.explain.story import Story
 from model.explain.units import quantiles, shown_layers
 
-#: Correlations below this are not worth a sentence.
-WORTH = 0.5
 #: tanh(5) is 0.9999.
 BEYOND = 5
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -119,7 +117,7 @@ def _saturation(story: Story) -> str:
     for n, gate in enumerate(GATES):
         shares = (story.observation.opened[n], story.observation.closed[n])
         opened, closed = (100 * share.mean().item() for share in shares)
-        said.append(f"{gate} {number(opened)} % and {number(closed)} %")
+        said.append(f"{gate} {number(opened)}\u00a0% and {number(closed)}\u00a0%")
     return (
         "Share of all units and steps in which a gate is open (above 0.9) and closed (below 0.1): "
         f"{', '.join(said)}."
@@ -137,8 +135,7 @@ def _largest(story: Story) -> str:
 
 
 def _followers(story: Story) -> list[str]:
-    worth = [f for f in story.followers if abs(f.r) >= WORTH][:4]
-    if not worth:
+    if not story.followers:
         return []
-    said = [f"{f.unit.name} follows {f.feature} (r = {signed(f.r)})" for f in worth]
+    said = [f"{f.unit.name} follows {f.feature} (r = {signed(f.r)})" for f in story.followers[:4]]
     return [f"Single cells, by the correlation of tanh c: {'; '.join(said)}."]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.errors import DataError
-from model.explain.subject import STEPS, WARM, Subject, subject
+from model.explain.subject import STEPS, WARM, Subject, lstm_weights, subject
 from tests.model.making import make_bundle, make_spec
 
 
@@ -61,10 +61,18 @@ def test_without_a_file_the_input_is_made_and_always_the_same(monkeypatch: pytes
     for task in ("series", "text"):
         first, again = of(None, task), of(None, task)
         assert torch.equal(first.x, again.x)
-        assert len(first.x) == 300 + WARM
+        assert len(first.x) == 300 + 150
         assert first.file == ""
     assert "Synthetic input" in of(None).told
     assert "wrote itself" in of(None, "text").told
+
+
+def test_a_very_wide_network_runs_over_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = lstm_weights(make_bundle(make_spec()))
+    assert weights == 20 * (2 + 5 + 5 + 5)
+    monkeypatch.setattr("model.explain.subject.WORK", 400 * weights)
+    on = of(None)
+    assert (len(on.x) - on.warm, on.warm) == (400, 200)
 
 
 def test_what_cant_be_looked_at_is_named(tmp_path: Path) -> None:
