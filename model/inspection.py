@@ -39,10 +39,19 @@ def run(args: argparse.Namespace) -> int:
     bundle = bundles.load(args.bundle)
     found = facts(bundle, args.bundle)
     if args.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False, default=str))
+        print(json.dumps(_finite(found), indent=2, ensure_ascii=False, allow_nan=False))
     else:
         print("\n".join(lines(found)))
     return 0
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON has no number for; a manifest may hold it."""
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def facts(bundle: Bundle, directory: Path) -> dict[str, Any]:

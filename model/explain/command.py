@@ -37,16 +37,15 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Makes the page. Raises ExplainError, BundleError, DataError."""
     try:
-        import matplotlib as mpl
+        import matplotlib  # noqa: F401  (asked for before the work, not after it)
     except ImportError as error:
         raise ExplainError("explain needs matplotlib: pip install 'cellstate[train]'") from error
-    mpl.use("agg")
     from model import bundle as bundles
     from model.bundle import write_whole
     from model.explain.page import page
     from model.explain.story import tell
 
-    if not args.out.absolute().parent.is_dir() or args.out.is_dir():  # before the work, not after it
+    if not args.out.absolute().parent.is_dir() or args.out.is_dir():
         raise ExplainError(f"{args.out}: not a file in a directory that exists")
     story = tell(bundles.load(args.bundle), args.data, lambda line: print(line, file=sys.stderr, flush=True))
     text = page(story).encode("utf-8")

@@ -89,10 +89,10 @@ def _gradient(story: Story) -> str:
 def _falls(curve: Tensor, distance: int) -> str:
     tenth, hundredth = reach(curve, 0.1), reach(curve, 0.01)
     if tenth is None:
-        return f"is above a tenth for all of the {distance} steps that it was followed back"
+        return f"is still above a tenth after the {distance} steps that it was followed back"
     below = f"is below a tenth after {plural(tenth, 'step')}"
     if hundredth is None:
-        return f"{below} and above a hundredth after {distance}"
+        return f"{below} and still above a hundredth after {distance}"
     return f"{below} and below a hundredth after {plural(hundredth, 'step')}"
 
 

@@ -54,6 +54,14 @@ def test_the_forget_biases_imply_time_constants(tmp_path: Path) -> None:
     json.dumps(found, allow_nan=False)
 
 
+def test_a_figure_that_is_no_number_is_null_in_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(tmp_path, replace(make_bundle(), quality={"table": {"model": {"mse_1": math.nan}}}))
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quality"]["table"]["model"] == {"mse_1": None}
+
+
 def test_a_bundle_without_figures_and_training_says_so(tmp_path: Path) -> None:
     shown = "\n".join(lines(facts(saved(tmp_path, make_bundle()), tmp_path)))
     assert "quality      not measured" in shown
