@@ -24,7 +24,7 @@ FAINT = "#8a8f98"
 LAYER_COLOURS = ("#3f87d2", "#e07b1a", "#2f9e6b", "#a06cc8")
 RED, ORANGE, BLUE, GREEN = "#d64550", "#e08a1e", "#3f87d2", "#2f9e6b"
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a signal's name, or a text, may hold a dollar sign
     "font.family": "DejaVu Sans",

@@ -198,7 +198,7 @@ def reach(curve: Tensor, share: float) -> int | None:
 
 def _directions(count: int, size: int, generator: torch.Generator) -> Tensor:
     v = torch.randn(count, size, dtype=torch.float64, generator=generator)
-    return v / v.norm(dim=1, keepdim=True)
+    return torch.nn.functional.normalize(v)
 
 
 def _squared(gradient: Sequence[Tensor]) -> Tensor:

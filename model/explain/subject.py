@@ -156,7 +156,8 @@ def _synthetic(T: int, inputs: int, period: int) -> Tensor:
     fast, slow = (
         (2 * math.pi * t / p + phase).sin() for p, phase in zip((period, 7 * period), phases, strict=True)
     )
-    return (fast + 0.5 * slow + 0.6 * noise).float()
+    mixed: Tensor = fast + 0.5 * slow + 0.6 * noise
+    return mixed.float()
 
 
 @torch.no_grad()

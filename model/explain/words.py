@@ -104,10 +104,10 @@ def _time_constants(story: Story) -> list[str]:
         top, at = tau.max(0)
         sentences.append(
             f"Forget gates of layer {layer + 1}: half of the units have a time constant below "
-            f"{number(middle)} steps, a tenth above {number(slow)}. The slowest, L{layer + 1} u{int(at)}, "
-            f"has {number(top.item())}: a half-life of {number(top.item() * math.log(2))} steps. The gates "
-            f"of the slowest tenth alone would leave a hundredth of the cell after "
-            f"{number(slow * math.log(100))} steps."
+            f"{number(middle)} steps; a tenth is above {number(slow)}, and would by the gate alone keep a "
+            f"hundredth of its cell for {number(slow * math.log(100))} steps or more. The slowest, "
+            f"L{layer + 1} u{int(at)}, has {number(top.item())}: a half-life of "
+            f"{number(top.item() * math.log(2))} steps."
         )
     return sentences
 

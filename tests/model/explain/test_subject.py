@@ -13,8 +13,8 @@ from model.explain.subject import STEPS, WARM, Subject, lstm_weights, subject
 from tests.model.making import make_bundle, make_spec
 
 
-def of(path: Path | None, task: str = "series", **training: object) -> Subject:
-    bundle = replace(make_bundle(make_spec(task)), training=training)
+def of(path: Path | None, task: str = "series", split: dict[str, int] | None = None) -> Subject:
+    bundle = replace(make_bundle(make_spec(task)), training={"split": split} if split else {})
     return subject(bundle, bundle.network(), path)
 
 
@@ -35,8 +35,8 @@ def test_the_measured_part_of_the_file_is_run_after_rows_that_warm_up(tmp_path: 
 
 def test_a_file_that_is_not_the_trainings_is_run_to_its_end(tmp_path: Path) -> None:
     split = {"train": 600_000, "validation": 200_000, "test": 0}
-    for training in ({}, {"split": split}):
-        on = of(write_series(tmp_path / "waves.csv", 100), **training)
+    for known in (None, split):
+        on = of(write_series(tmp_path / "waves.csv", 100), split=known)
         assert (on.first, on.warm, len(on.x)) == (0, 25, 100)
         assert on.kept.stop == 100
 
