@@ -27,7 +27,7 @@ class Head(nn.Linear):
         self.register_parameter("basis", basis)
 
     def forward(self, h: Tensor) -> Tensor:
-        y = super().forward(h).view(len(h), -1, self.outputs)
+        y: Tensor = super().forward(h).view(len(h), -1, self.outputs)
         return y if self.basis is None else self.basis @ y
 
     def first_lead(self) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,8 @@ class Spread(Head):
 
     def width(self, h: Tensor) -> Tensor:
         """[N, H] to [N, leads, outputs], normalised, above 0."""
-        return self(h).clamp(min=LEAST_WIDTH)
+        width: Tensor = self(h)
+        return width.clamp(min=LEAST_WIDTH)
 
 
 class Network(nn.Module):
@@ -130,10 +131,12 @@ class Network(nn.Module):
         """As `forward`, and the quantiles [T, B, levels, leads, outputs]."""
         top, state = self.lstm(self.embed(x), state)
         y = self._predictions(top, x)
-        return y, self.quantiles(top.flatten(0, 1), y.flatten(0, 1)).unflatten(0, x.shape[:2]), state
+        quantiles = self.quantiles(top.flatten(0, 1), y.flatten(0, 1))
+        return y, quantiles.reshape(*x.shape[:2], *quantiles.shape[1:]), state
 
     def _predictions(self, top: Tensor, x: Tensor) -> Tensor:
-        return self.predict(top.flatten(0, 1), x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        y = self.predict(top.flatten(0, 1), x.flatten(0, 1))
+        return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 class Scaler:

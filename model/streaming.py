@@ -163,7 +163,7 @@ def _predicted(
 
 def _errors(difference: Tensor) -> dict[str, float]:
     """difference [W, leads, O]."""
-    figures = {}
+    figures: dict[str, float] = {}
     square, size = difference.double().square().mean(-1), difference.abs().double().mean(-1)
     for k in horizons(difference.shape[1]):
         figures |= {f"mse_{k}": _mean(square, k), f"mae_{k}": _mean(size, k)}

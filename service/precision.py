@@ -67,7 +67,7 @@ class Served:
         tops, rows = self._tops(x, state)
         y = self._predictions(tops, x)
         quantiles = self.runner.network.quantiles(tops.flatten(0, 1), y.flatten(0, 1))
-        return y, quantiles.unflatten(0, x.shape[:2]), rows
+        return y, quantiles.reshape(*x.shape[:2], *quantiles.shape[1:]), rows
 
     def _tops(self, x: Tensor, state: list[int] | None) -> tuple[Tensor, list[int]]:
         rows = list(range(x.shape[1]))
@@ -76,7 +76,8 @@ class Served:
         return self.runner.tops(Batch(source, rows, chunks)), rows
 
     def _predictions(self, tops: Tensor, x: Tensor) -> Tensor:
-        return self.runner.network.predict(tops.flatten(0, 1), x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        y = self.runner.network.predict(tops.flatten(0, 1), x.flatten(0, 1))
+        return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 def evaluate(

@@ -120,7 +120,9 @@ def _errors(
     spread, ahead = network.spread, torch.tensor(leads) + 1
     assert spread is not None  # noqa: S101  asked before
     sizes, unrest = [], []
-    for at in torch.arange(max(rows.start, 0), rows.stop - 1, stride).split(BLOCK):
+    origins = torch.arange(max(rows.start, 0), rows.stop - 1, stride)
+    for first_row in range(0, len(origins), BLOCK):
+        at = origins[first_row : first_row + BLOCK]
         there = at[:, None] + ahead
         came = outputs[there.clamp(max=len(outputs) - 1)]
         size = (came - network.predict(top[at], x[at])[:, leads]).abs()
@@ -134,7 +136,7 @@ def _errors(
 def _ratios(errors: Errors, near: list[int], share: float, usual: NDArray[np.float32]) -> NDArray[np.float32]:
     """Sizes in widths, [n, O], NaN where there is none."""
     width = (1 - share) * errors.unrest + share * usual
-    return (errors.size[:, near] / width[:, None]).reshape(-1, width.shape[1])
+    return np.asarray((errors.size[:, near] / width[:, None]).reshape(-1, width.shape[1]), np.float32)
 
 
 def _offsets(

@@ -17,7 +17,7 @@ REST = 6144
 @torch.no_grad()
 def tops(network: Network, x: Tensor) -> Tensor:
     """The top layer's h after each row of x [N, I], from the first row on: [N, H]."""
-    h, _ = network.lstm(network.embed(x)[:, None])
+    h: Tensor = network.lstm(network.embed(x)[:, None])[0]
     return h[:, 0]
 
 

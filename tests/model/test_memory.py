@@ -24,7 +24,8 @@ def make_memory(inputs: int = 2, season: int = SEASON, spare: int = 3) -> tuple[
 def states(lstm: StackedLSTM, x: Tensor) -> Tensor:
     """h after each row of x [N, I]: [N, H], float64."""
     with torch.no_grad():
-        return lstm.double()(x.double()[:, None])[0][:, 0]
+        h: Tensor = lstm.double()(x.double()[:, None])[0]
+    return h[:, 0]
 
 
 def test_means_are_running_means() -> None:
