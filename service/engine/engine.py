@@ -395,12 +395,12 @@ class Engine:
                 job.traces.append(outcome.trace)
         else:
             job.copied = True
-        return job.remaining > 0 or (b in outcome.heads and self._roll(job, outcome.heads[b]))
+        return job.remaining > 0 or (b in outcome.heads and self._roll(job, b, outcome))
 
-    def _roll(self, job: Job, head: NDArray[np.float32]) -> bool:
+    def _roll(self, job: Job, b: int, outcome: Outcome) -> bool:
         """Hands the head to the rollout; True if it wants to go on."""
         assert job.rollout is not None  # noqa: S101  only such jobs are in outcome.heads
-        feed = job.rollout.feed(head)
+        feed = job.rollout.feed(outcome.heads[b], outcome.quantiles.get(b))
         if feed is None:
             return False
         job.rolling, job.feed, job.position = True, feed, 0
