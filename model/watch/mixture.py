@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.watch.rules import SAYS
@@ -20,6 +22,7 @@ PARTS = SAYS // 3
 LEAST, MOST = -4.0, 2.0  # of the logarithm of a width
 WIDE, WIDE_WEIGHT = 3.0, 1e-3
 
+Rows = NDArray[np.float64]
 #: weight, place and width of each part
 Parts = list[tuple[float, float, float]]
 
@@ -60,13 +63,38 @@ def tails(of: Parts, at: float) -> tuple[float, float]:
     return below, above
 
 
+#: Every quantile that is asked for lies within; halved so often, the interval is narrower than 1e-6
+WITHIN, HALVINGS = 40.0, 27
+
+
 def quantile(of: Parts, share: float) -> float:
     """The value that a share of a distribution lies below, to 1e-6; by halving the interval."""
-    low, high = -40.0, 40.0
-    for _ in range(27):
+    low, high = -WITHIN, WITHIN
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
         if tails(of, middle)[0] < share:
             low = middle
         else:
             high = middle
     return (low + high) / 2
+
+
+def quantiles(heads: Rows, shares: Sequence[float]) -> Rows:
+    """The same of many at once: heads [T, SAYS] to [T, shares]. For one it would take six times as long."""
+    logits, place, width = (part[:, None] for part in np.split(heads, 3, -1))  # [T, 1, PARTS] each
+    weight = np.exp(logits - logits.max(-1, keepdims=True))
+    weight *= (1 - WIDE_WEIGHT) / weight.sum(-1, keepdims=True)
+    width = np.exp(np.clip(width, LEAST, MOST))
+    low = np.full((len(heads), len(shares)), -WITHIN)
+    high = -low
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        below = (weight * _sigmoid((middle[..., None] - place) / width)).sum(-1)
+        under = below + WIDE_WEIGHT * _sigmoid(middle / WIDE) < shares
+        low, high = np.where(under, middle, low), np.where(under, high, middle)
+    return np.asarray((low + high) / 2)
+
+
+def _sigmoid(z: Rows) -> Rows:
+    small = np.exp(-np.abs(z))
+    return np.asarray(np.where(z >= 0, 1.0, small) / (1 + small))

@@ -14,7 +14,6 @@ INPUTS = ("value",)
 #: farther. likelihood: of an anomaly at this value, 0 to 1; from `ALARM` on it is one.
 OUTPUTS = ("expected", "low", "high", "score", "likelihood")
 ALARM = 0.5
-LOW, HIGH = 0.01, 0.99
 
 
 @dataclass(frozen=True, slots=True)

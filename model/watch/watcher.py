@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.watch import judge, mixture, scale
-from model.watch.rules import HIGH, LOW, OUTPUTS, READS, SAYS, Rules
+from model.watch.rules import OUTPUTS, READS, SAYS, Rules
 
 Rows = NDArray[np.float64]
 
 #: Largest magnitude in a carry: the square of a value far off
 MOST = 1e63
+#: Of the next value's distribution: expected, low and high
+SHARES = (0.5, 0.01, 0.99)
 #: Numbers in a carry
 CARRY = scale.SIZE + judge.SIZE + SAYS
 
@@ -75,7 +77,15 @@ class Watcher:
         them."""
         heads: list[list[float]] = said.tolist()
         verdicts, carry = self.judged(draft, heads)
-        foretold = [_foretold(kept, head) for kept, head in zip(draft.scales[1:], heads, strict=True)]
+        if len(heads) == 1:
+            of = mixture.parts(heads[0])
+            changes = [[mixture.quantile(of, share) for share in SHARES]]
+        else:
+            changes = mixture.quantiles(said.astype(np.float64), SHARES).tolist()
+        foretold = [
+            [scale.value_at(kept, change) for change in row]
+            for kept, row in zip(draft.scales[1:], changes, strict=True)
+        ]
         outputs = [(*expected, *verdict) for expected, verdict in zip(foretold, verdicts, strict=True)]
         return np.array(outputs, np.float64).reshape(-1, len(OUTPUTS)), carry
 
@@ -94,10 +104,3 @@ class Watcher:
         carry = np.array([*draft.scales[-1], *kept, *(heads[-1] if heads else draft.head)])
         carry.setflags(write=False)  # sessions that were forked share it
         return verdicts, carry
-
-
-def _foretold(kept: Sequence[float], head: Sequence[float]) -> tuple[float, float, float]:
-    """Median, low and high of the next value."""
-    of = mixture.parts(head)
-    middle, low, high = (scale.value_at(kept, mixture.quantile(of, share)) for share in (0.5, LOW, HIGH))
-    return middle, low, high

@@ -206,7 +206,7 @@ async def test_a_process_that_dies_is_followed_by_one_that_reads_snapshot_and_jo
     async def process(steps: range) -> bytes:
         """A process from its start to its death: nothing is released."""
         engine = Engine(bundle.network(), slots=16, max_batch=8, quantum=64, device=CPU)
-        store = SqliteStore(str(tmp_path / "s.db"), "watch", lease_s=0.2)
+        store = SqliteStore(str(tmp_path / "s.db"), "watch")
         manager = SharedManager(bundle, engine, store, limits, upkeep, nobody)
         await manager.start("http://one")
         await go(manager, story, steps)

@@ -11,6 +11,7 @@ import pytest
 
 from model import bundle as bundles
 from model.commands import main
+from model.errors import BundleMalformed
 from model.watch.board import evaluate, halves
 from model.watch.nab import read
 from tests.model.watch.making import make_series, make_watch_bundle
@@ -115,7 +116,7 @@ def test_rules_are_the_manifests_and_wrong_ones_are_refused(here: Path) -> None:
         manifest = json.loads(path.read_text())
         manifest["rules"] = rules
         path.write_text(json.dumps(manifest))
-        with pytest.raises(bundles.BundleMalformed):
+        with pytest.raises(BundleMalformed):
             bundles.load(here / "bundle")
 
 

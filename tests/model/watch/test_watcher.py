@@ -59,6 +59,13 @@ def test_the_tails_are_the_density_summed() -> None:
         assert mixture.tails(of, mixture.quantile(of, share))[0] == pytest.approx(share, abs=1e-5)
 
 
+def test_the_quantiles_of_many_are_those_of_each() -> None:
+    heads = np.random.default_rng(0).normal(0, 3, (50, SAYS))
+    shares = (0.5, 0.01, 0.99)
+    each = [[mixture.quantile(mixture.parts(head), share) for share in shares] for head in heads.tolist()]
+    np.testing.assert_allclose(mixture.quantiles(heads, shares), each, atol=2e-6)
+
+
 def test_a_score_is_the_decimals_of_what_is_as_far_out() -> None:
     assert judge.score_of(0.5, 0.5) == (0.0, 0.0)
     score, lean = judge.score_of(0.9995, 0.0005)
