@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from model.bundle import Bundle
 from model.streaming import Predictor
@@ -21,21 +22,32 @@ SPLIT_SEED = 0
 LIKELIHOOD = 1
 
 
+@torch.no_grad()
 def evaluate(bundle: Bundle, directory: Path, network: Predictor | None = None) -> dict[str, Any]:
     """The quality figures of a watch bundle, as they stand in its manifest; of its weights as that network
     steps them, if one is given. Raises DataError."""
-    watcher, network, benchmark = watcher_of(bundle), network or bundle.network(), nab.read(directory)
-    scores = [judged(watcher, network, s.values.tolist())[:, LIKELIHOOD] for s in benchmark.streams]
-    return quality(benchmark, scores)
+    benchmark, blank = nab.read(directory), bundle.network()
+    for weight in blank.parameters():
+        weight.zero_()
+    figures = quality(benchmark, _likelihoods(bundle, benchmark, network or bundle.network()))
+    without = _likelihoods(bundle, benchmark, blank)
+    scored = {p.name: nab.score(benchmark.streams, without, p).score for p in benchmark.profiles}
+    figures["table"]["without LSTM"] = scored
+    return figures
+
+
+def _likelihoods(bundle: Bundle, benchmark: Benchmark, network: Predictor) -> list[Rows]:
+    watcher = watcher_of(bundle)
+    return [judged(watcher, network, s.values.tolist())[:, LIKELIHOOD] for s in benchmark.streams]
 
 
 def quality(benchmark: Benchmark, scores: Sequence[Rows]) -> dict[str, Any]:
-    """The figures of a detector's numbers for each row of each stream.
+    """The figures of a detector's numbers for each row of each stream. `evaluate` adds those of the same
+    rules with a network whose weights are 0, which expects the same of every step.
 
     table: the score over all streams for each profile, with its threshold; over the half that the rules were
     chosen by and over the other, each at its own best threshold; over all with `ALARM` as the threshold.
-    directories: of each, the windows found and
-    the false alarms at the standard profile's threshold.
+    directories: of each, the windows found and the false alarms at the standard profile's threshold.
     """
     standard, *_ = results = [nab.score(benchmark.streams, scores, p) for p in benchmark.profiles]
     names = [p.name for p in benchmark.profiles]
@@ -88,7 +100,7 @@ def lines(
     for detector, row in sorted(rows.items(), key=lambda item: -item[1].get(profiles[0], 0.0)):
         yield f"{detector:20}" + "".join(f"{row.get(profile, float('nan')):22.2f}" for profile in profiles)
     yield ""
-    for row in ("chosen by", "held out", "at 0.5", "threshold"):
+    for row in ("chosen by", "held out", "at 0.5", "without LSTM", "threshold"):
         yield f"{row:20}" + "".join(f"{table[row][profile]:22.4g}" for profile in profiles)
     yield f"\n{'directory':24}{'streams':>10}{'windows':>10}{'found':>10}{'false alarms':>14}"
     for directory, counts in figures["directories"].items():

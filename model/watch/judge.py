@@ -3,10 +3,10 @@
 As in Ahmad et al., "Unsupervised real-time anomaly detection for streaming data", Neurocomputing 2017, a
 surprise means little by itself: it is compared with those of the same series before it, smoothed over a short
 past; and a value beyond the range of all before is an anomaly of its own kind. Here both are judged in one
-way. There are four *tracks*: the value, the mean score over a short and a longer past, and the mean lean,
-which is the score with a sign. Each has a range that it has been in. The *novelty* of a step is how far a
-track goes beyond its range, as a share of the range; a range widens as it is passed, so what goes on is novel
-once. After a novelty only a higher one is told, for a while.
+way. There are four *tracks*: the value, its means over a short and a longer past, and the mean score. Each
+has a range that it has been in. The *novelty* of a step is how far a track goes beyond its range, as a share
+of the range; a range widens as it is passed, so what goes on is novel once. After a novelty only a higher one
+is told, for a while.
 """
 
 from __future__ import annotations
@@ -18,29 +18,27 @@ from model.watch.rules import Rules
 
 #: Tracks, and those of them that are means
 TRACKS, MEANS = 4, 3
-#: Tracks that are novel at the top of their range alone: to be surprised less than ever is no anomaly
-RISING = (1, 2)
+#: The track that is novel at the top of its range alone: to be surprised less than ever is no anomaly
+SCORES = 3
 #: Numbers kept of a series: the means, the ranges, the novelty that holds and for how many steps
 SIZE = MEANS + 2 * TRACKS + 2
 #: The novelty of what leaves a range of width 0
 ENDLESS = 1e9
-#: Largest lean
-LEAN = 6.0
 
 
 def judge(
-    rules: Rules, kept: Sequence[float], seen: float, value: float, score: float, lean: float
+    rules: Rules, kept: Sequence[float], seen: float, value: float, score: float
 ) -> tuple[float, list[float]]:
     """A step: its likelihood from 0 to 1, and what is kept after it [SIZE]. seen: steps before it; `kept` of
-    a new series is zeros. score, lean: see `score_of`."""
+    a new series is zeros."""
     means, ranges, held, left = list(kept[:MEANS]), list(kept[MEANS:-2]), kept[-2], kept[-1]
-    over = (rules.short, rules.long, rules.drift)
-    for k, (new, steps) in enumerate(zip((score, score, lean), over, strict=True)):
+    over = (rules.short, rules.long, rules.surprise)
+    for k, (new, steps) in enumerate(zip((value, value, score), over, strict=True)):
         means[k] = new if seen == 0 else means[k] + max(1 / (seen + 1), 1 / steps) * (new - means[k])
     novelty = 0.0
     for k, track in enumerate((value, *means)):
         low, high = ranges[2 * k : 2 * k + 2] if seen else (track, track)
-        beyond, width = max(track - high, -math.inf if k in RISING else low - track), high - low
+        beyond, width = max(track - high, -math.inf if k == SCORES else low - track), high - low
         if beyond > 0 and seen >= rules.warm:
             novelty = max(novelty, min(beyond / width, ENDLESS) if width > 0 else ENDLESS)
         low, high = min(low, track), max(high, track)
@@ -61,11 +59,7 @@ def likelihood(rules: Rules, novelty: float) -> float:
     return novelty / (novelty + rules.novel)
 
 
-def score_of(below: float, above: float) -> tuple[float, float]:
-    """A value's score, and which way it leans, from what the distribution gives to values below and above it.
-
-    The score is -log10 of the share that is as far out or farther; the lean log10 of below to above, within
-    -`LEAN` to `LEAN`."""
-    below, above = max(below, 1e-300), max(above, 1e-300)
-    score = max(0.0, -math.log10(2 * min(below, above)))
-    return score, min(max(math.log10(below) - math.log10(above), -LEAN), LEAN)
+def score_of(below: float, above: float) -> float:
+    """A value's score, from what the distribution gives to values below and above it: -log10 of the share
+    that is as far out or farther."""
+    return max(0.0, -math.log10(max(2 * min(below, above), 1e-300)))

@@ -20,18 +20,18 @@ ALARM = 0.5
 class Rules:
     """How surprises become likelihoods; one set for every series.
 
-    short, long, drift: steps that the two means of the score and the mean of the lean go over, see
-    `judge.score_of`. warm: steps before a range is one. hold: steps after a novelty in which only a higher
-    one is told. forget: share of its width by which either end of a range comes back in a step, so that what
-    was seen long ago is new again. novel: the novelty of which the likelihood is a half.
+    short, long: steps that the two means of the value go over. surprise: steps that the mean of the score
+    goes over. warm: steps before a range is one. hold: steps after a novelty in which only a higher one is
+    told. forget: share of its width by which either end of a range comes back in a step, so that what was
+    seen long ago is new again. novel: the novelty of which the likelihood is a half.
     """
 
-    short: float = 15.0
-    long: float = 40.0
-    drift: float = 20.0
+    short: float = 5.0
+    long: float = 20.0
+    surprise: float = 40.0
     warm: float = 50.0
     hold: float = 100.0
-    forget: float = 1e-5
+    forget: float = 3e-5
     novel: float = 0.02
 
     def __post_init__(self) -> None:

@@ -98,8 +98,8 @@ class Watcher:
             below, above = 0.5, 0.5
             if seen:
                 below, above = mixture.tails(mixture.parts(head), scale.change_to(scales, value))
-            score, lean = judge.score_of(below, above)
-            likelihood, kept = judge.judge(self.rules, kept, seen, value, score, lean)
+            score = judge.score_of(below, above)
+            likelihood, kept = judge.judge(self.rules, kept, seen, value, score)
             verdicts.append((score, likelihood))
         carry = np.array([*draft.scales[-1], *kept, *(heads[-1] if heads else draft.head)])
         carry.setflags(write=False)  # sessions that were forked share it

@@ -129,7 +129,7 @@ def test_the_halves_are_apart_and_every_directory_is_in_both(here: Path) -> None
 
 def test_the_figures_of_a_bundle_are_of_its_likelihoods(here: Path) -> None:
     figures = evaluate(make_watch_bundle(), here / "nab")
-    assert set(figures["table"]) == {"all", "chosen by", "held out", "at 0.5", "threshold"}
+    assert set(figures["table"]) == {"all", "chosen by", "held out", "at 0.5", "without LSTM", "threshold"}
     assert figures["table"]["all"]["standard"] >= figures["table"]["at 0.5"]["standard"]
     assert sum(row["windows"] for row in figures["directories"].values()) == figures["windows"] == 2
     assert np.isfinite(figures["table"]["all"]["standard"])

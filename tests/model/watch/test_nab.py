@@ -114,7 +114,7 @@ def windowed_gaussian(values: Rows) -> Rows:
         std = math.sqrt(max(square - mean**2, 0.0)) or 1e-6
         z = abs(values[t] - values[0] - mean) / std
         scores[t] = 1 - 0.5 * math.erfc(z / math.sqrt(2))
-    return scores
+    return np.round(scores, 12)  # the digits that its scores were stored with: near 1 they tie
 
 
 def test_detectors_that_can_be_had_again_score_what_was_published(benchmark_: Benchmark) -> None:
@@ -123,7 +123,7 @@ def test_detectors_that_can_be_had_again_score_what_was_published(benchmark_: Be
     null = [np.full(len(stream.values), 0.5) for stream in streams]
     for profile in benchmark_.profiles:
         found = nab.score(streams, gaussian, profile).score
-        assert found == pytest.approx(published["windowedGaussian"][profile.name], abs=0.3)
+        assert found == pytest.approx(published["windowedGaussian"][profile.name], abs=0.01)
         assert nab.score(streams, null, profile).score == published["null"][profile.name] == 0
 
 
