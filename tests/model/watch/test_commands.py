@@ -95,6 +95,7 @@ def test_a_column_is_watched_row_by_row(here: Path, capsys: pytest.CaptureFixtur
         (["watch", "nowhere.csv", "--bundle", "bundle"], "nowhere.csv"),
         (["evaluate", "bundle", "--data", "nowhere"], "combined_windows.json"),
         (["train", "watch", "--name", "A B"], "name must match"),
+        (["explain", "bundle"], "watch model"),
         (["train", "watch", "--name", "a", "--batches", "0"], "batches must be at least"),
     ],
 )
