@@ -34,6 +34,7 @@ from model.errors import (
 )
 from model.network import Network
 from model.versions import order
+from model.watch.rules import Rules
 
 FORMAT = 1
 MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
@@ -56,7 +57,7 @@ class Bundle:
 
     def network(self) -> Network:
         """The network with these weights, in evaluation mode."""
-        network = Network(self.spec)
+        network = Network(self.spec.network)
         network.load_state_dict(dict(self.weights))
         return network.eval()
 
@@ -81,6 +82,7 @@ def save(bundle: Bundle, directory: Path, dtype: str = "float32") -> Bundle:
         "inputs": [asdict(s) for s in bundle.spec.inputs],
         "outputs": [asdict(s) for s in bundle.spec.outputs],
         "vocabulary": bundle.spec.vocabulary,
+        **({} if bundle.spec.rules is None else {"rules": asdict(bundle.spec.rules)}),
         "training": bundle.training,
         "quality": bundle.quality,
         "weights": {"file": WEIGHTS, "dtype": dtype, "sha256": hashlib.sha256(blob).hexdigest()},
@@ -190,6 +192,7 @@ def _spec(manifest: dict[str, Any]) -> ModelSpec:
         inputs=_signals(manifest, "inputs"),
         outputs=_signals(manifest, "outputs"),
         vocabulary=_text(manifest, "vocabulary"),
+        rules=Rules(**_table(manifest, "rules")) if task == "watch" else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The commands of the model's side: train, import, evaluate, inspect, explain. Heavy imports wait."""
+"""The commands of the model's side: train, watch, import, evaluate, inspect, explain. Heavy imports wait."""
 
 from __future__ import annotations
 
@@ -26,13 +26,19 @@ FAILED, UNUSABLE = 1, 2  # exit codes: the figures differ; the input can't be us
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds the commands. Each sets `func`: parsed arguments to exit code."""
     from model import import_command
+    from model.watch.commands import add_watch
 
     _add_train(subparsers)
+    add_watch(subparsers, guarded)
     import_command.register(subparsers).set_defaults(func=guarded(import_command.run))
     command = subparsers.add_parser("evaluate", help="measure a bundle's quality figures again")
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of the bundle")
     command.add_argument(
-        "--data", type=Path, required=True, metavar="FILE", help="the file it was trained on"
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the file it was trained on; for a watch model the benchmark's directory",
     )
     command.add_argument(
         "--tolerance",
@@ -74,6 +80,8 @@ def guarded(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Name
 
 
 def _add_train(subparsers: argparse._SubParsersAction[Any]) -> None:
+    from model.watch.commands import add_train as add_watch_training
+
     train = subparsers.add_parser("train", help="train a model and save it as a bundle")
     kinds = train.add_subparsers(required=True, metavar="KIND")
     series = kinds.add_parser("series", help="on columns of a CSV file: the next values of each")
@@ -112,6 +120,7 @@ def _add_train(subparsers: argparse._SubParsersAction[Any]) -> None:
     add("--embedding", type=int, default=64, help="features of a character")
     _add_common(add, hidden=256, layers=2, parts=[0.9, 0.1])
     text.set_defaults(func=guarded(_train_text), recorder=add)
+    add_watch_training(kinds, guarded)
 
 
 def _add_common(add: _Recorder, hidden: int, layers: int, parts: list[float]) -> None:
@@ -259,6 +268,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     from model.train.jobs import pick_device
 
     bundle = bundles.load(args.bundle)
+    tolerance = TOLERANCE if args.tolerance is None else args.tolerance
+    if bundle.spec.rules is not None:
+        from model.watch.commands import evaluate_watch
+
+        return evaluate_watch(bundle, args.data, tolerance)
     measured, source = evaluate(bundle, args.data, pick_device(args.device), args.streams)
     told = dict(figures(bundle.quality))
     print(f"{bundle.name} {bundle.version} on the {measured['part']} part of {source.file}")
@@ -267,7 +281,6 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"{name:34}{value:12.5f}{told.get(name, float('nan')):12.5f}")
     if source.sha256 != (bundle.training.get("data") or {}).get("sha256"):
         print("note: this is not the file the manifest's figures were measured on", file=sys.stderr)
-    tolerance = TOLERANCE if args.tolerance is None else args.tolerance
     differences = compare(bundle.quality, measured, tolerance)
     for d in differences:
         print(f"{d.name}: measured {d.measured}, the manifest says {d.manifest}", file=sys.stderr)

@@ -5,10 +5,13 @@ Everything here is a frozen value, checked where it is made; `bundle` reads and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-Task = Literal["series", "text"]
+from model.watch.rules import INPUTS, OUTPUTS, READS, SAYS, Rules
+
+Task = Literal["series", "text", "watch"]
+TASKS: tuple[Task, ...] = ("series", "text", "watch")
 
 #: Largest magnitude of a normalised input. Beyond it the float32 input product of a gate can reach
 #: inf - inf = NaN; a million standard deviations is no observation of anything.
@@ -16,6 +19,9 @@ MAX_NORMALISED = 1e6
 
 #: Least width of quantiles, in deviations: what is estimated as less is no estimate.
 LEAST_WIDTH = 0.01
+
+#: Largest magnitude of a value that is watched: it has no fixed scale, but must be a float32
+MAX_WATCHED = 1e30
 
 #: Largest size of anything: a manifest's typing error must not exhaust the memory before it is noticed.
 LARGEST = 100_000
@@ -39,10 +45,10 @@ class Architecture:
     """Sizes of a stacked LSTM and its head.
 
     input_size: features of one step after embedding. hidden_size H, num_layers L: of the LSTM.
-    output_size: values the head gives a lead (series: number of outputs; text: vocabulary size).
-    leads: how many steps ahead the head predicts at once; row 0 is the next step.
-    residual: the head's prediction is added to the current normalised value of the same signal,
-    so that a head of zeros says "like now".
+    output_size: values the head gives a lead (series: number of outputs; text: vocabulary size; watch:
+    numbers of a distribution). leads: how many steps ahead the head predicts at once; row 0 is the next step.
+    residual: the head's prediction is added to the current normalised value of the same signal, so that a
+    head of zeros says "like now".
     rank: functions of the lead that the head combines, for heads of many leads; 0: each lead has weights of
     its own. quantiles: levels that are told beside the prediction, rising. spread: functions of the lead of
     which the width of the quantiles is made.
@@ -68,10 +74,12 @@ class Architecture:
                 )
         if not isinstance(self.residual, bool):
             raise ValueError(f"architecture.residual must be true or false, not {self.residual!r}")
-        if self.task not in ("series", "text"):
-            raise ValueError(f"architecture.task must be 'series' or 'text', not {self.task!r}")
-        if self.task == "text" and (self.leads != 1 or self.residual):
-            raise ValueError("a text model has one lead and no residual")
+        if self.task not in TASKS:
+            raise ValueError(f"architecture.task must be one of {', '.join(TASKS)}, not {self.task!r}")
+        if self.task != "series" and (self.leads != 1 or self.residual):
+            raise ValueError(f"a {self.task} model has one lead and no residual")
+        if self.task == "watch" and (self.input_size, self.output_size) != (READS, SAYS):
+            raise ValueError(f"a watch model has input_size {READS} and output_size {SAYS}")
         self._check_quantiles()
 
     def _check_quantiles(self) -> None:
@@ -91,8 +99,8 @@ class Architecture:
                 )
         if bool(self.spread) != bool(levels):
             raise ValueError("architecture.quantiles and architecture.spread need each other")
-        if self.task == "text" and (self.rank or levels):
-            raise ValueError("a text model has no rank and no quantiles")
+        if self.task != "series" and (self.rank or levels):
+            raise ValueError(f"a {self.task} model has no rank and no quantiles")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the weights file, by name. Rows of the LSTM's are the gates i, f, g, o."""
@@ -132,16 +140,20 @@ class ModelSpec:
     """One model as its users see it: architecture plus the meaning of its inputs and outputs.
 
     Series: `inputs` and `outputs` name the columns. Text: `vocabulary` is the string of characters
-    whose index is the token; inputs and outputs are empty.
+    whose index is the token; inputs and outputs are empty. Watch: one input, any series, and what is said of
+    each of its values; what the network reads and says is `network`'s, and `rules` lie between the two.
     """
 
     architecture: Architecture
     inputs: tuple[Signal, ...] = ()
     outputs: tuple[Signal, ...] = ()
     vocabulary: str = ""
+    rules: Rules | None = None
 
     def __post_init__(self) -> None:
         arch = self.architecture
+        if (arch.task == "watch") != (self.rules is not None):
+            raise ValueError("a watch model has rules, and no other has")
         if arch.task == "text":
             if len(set(self.vocabulary)) != len(self.vocabulary):
                 raise ValueError("the vocabulary names a character twice")
@@ -150,9 +162,10 @@ class ModelSpec:
                     f"the vocabulary has {len(self.vocabulary)} characters, the head {arch.output_size}"
                 )
             return
+        watch = self.rules is not None
         for what, signals, size in (
-            ("inputs", self.inputs, arch.input_size),
-            ("outputs", self.outputs, arch.output_size),
+            ("inputs", self.inputs, len(INPUTS) if watch else arch.input_size),
+            ("outputs", self.outputs, len(OUTPUTS) if watch else arch.output_size),
         ):
             if len(signals) != size:
                 raise ValueError(f"{len(signals)} {what} are named, the architecture has {size}")
@@ -163,6 +176,25 @@ class ModelSpec:
                     raise ValueError(f"{what}: std of {s.name!r} must be above 0, not {s.std!r}")
         if arch.residual and self.output_columns is None:
             raise ValueError("a residual head needs every output among the inputs, by name")
+
+    @property
+    def network(self) -> ModelSpec:
+        """The network as it is stepped: of a watch model what stands between its rules, else the same."""
+        if self.rules is None:
+            return self
+        inputs = tuple(Signal(f"feature_{n}") for n in range(READS))
+        outputs = tuple(Signal(f"parameter_{n}") for n in range(SAYS))
+        return ModelSpec(replace(self.architecture, task="series"), inputs, outputs)
+
+    @property
+    def output_width(self) -> int:
+        """Numbers in a row of outputs, as a client sees them."""
+        return len(self.outputs) or self.architecture.output_size
+
+    @property
+    def most(self) -> float:
+        """Largest magnitude of a normalised input."""
+        return MAX_NORMALISED if self.rules is None else MAX_WATCHED
 
     @property
     def output_columns(self) -> tuple[int, ...] | None:

@@ -68,6 +68,7 @@ def facts(bundle: Bundle, directory: Path) -> dict[str, Any]:
         "inputs": [asdict(s) for s in bundle.spec.inputs],
         "outputs": [asdict(s) for s in bundle.spec.outputs],
         "vocabulary": bundle.spec.vocabulary,
+        **({} if bundle.spec.rules is None else {"rules": asdict(bundle.spec.rules)}),
         "tensors": _tensors(directory),
         "bundle_bytes": sum(path.stat().st_size for path in directory.iterdir() if path.is_file()),
         "forget_bias": [_forget_bias(bundle.weights[f"lstm.bias_l{k}"]) for k in range(arch.num_layers)],
@@ -139,6 +140,11 @@ def _what_goes_in(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"embedding    {arch['input_size']}"
         yield f"vocabulary   {len(found['vocabulary'])} characters: {_cut(repr(found['vocabulary']), 400)}"
         return
+    if found["task"] == "watch":
+        yield f"reads        {found['inputs'][0]['name']}, of any one series"
+        yield f"says         {', '.join(signal['name'] for signal in found['outputs'])}"
+        yield f"rules        {', '.join(f'{name} {value:g}' for name, value in found['rules'].items())}"
+        return
     leads = "1 step" if arch["leads"] == 1 else f"{arch['leads']} steps"
     added = ", added to the present value" if arch["residual"] else ""
     rank = f", of {arch['rank']} functions of the lead" if arch["rank"] else ""
@@ -186,11 +192,14 @@ def _quality_lines(quality: Mapping[str, Any]) -> Iterator[str]:
         yield "quality      not measured"
         return
     part, rows = quality.get("part"), quality.get("rows")
-    yield (
-        "quality"
-        + (f" on the {part} part" if part else "")
-        + (f", rows {rows[0]} to {rows[-1]}" if isinstance(rows, list) and rows else "")
-    )
+    if "benchmark" in quality:
+        yield f"quality on the {quality['benchmark']}, {quality.get('streams')} streams"
+    else:
+        yield (
+            "quality"
+            + (f" on the {part} part" if part else "")
+            + (f", rows {rows[0]} to {rows[-1]}" if isinstance(rows, list) and rows else "")
+        )
     list(figures(quality))  # raises BundleMalformed for a foreign form
     for group in ("table", "in_units"):
         entries: Mapping[str, Mapping[str, float]] = quality.get(group) or {}

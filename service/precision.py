@@ -19,6 +19,7 @@ from model.config import ModelSpec
 from model.evaluate import compare, figures, measure, subject
 from model.network import Network
 from model.train.jobs import pick_device
+from model.watch import board as benchmark
 from service.engine.arena import Arena
 from service.engine.runner import Batch
 from service.engine.runners import PRECISIONS, make_runner
@@ -85,12 +86,15 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """The quality of a bundle on a data file, by what computed it: "network", the float32 network itself,
     then each precision as the engine serves it."""
-    on = subject(bundle, path)
+    on = subject(bundle, path) if bundle.spec.rules is None else None
     told = {}
     for name in ["network", *precisions]:
         _progress(f"measuring {name}")
         network = bundle.network()
         given = network.to(device) if name == "network" else Served(network, name, device, streams)
+        if on is None:
+            told[name] = benchmark.evaluate(bundle, path, given)
+            continue
         told[name] = measure(
             bundle.spec,
             given,
@@ -111,7 +115,8 @@ def command(args: argparse.Namespace) -> int:
     bundle = bundles.load(args.bundle)
     told = evaluate(bundle, args.data, precisions, pick_device(args.device), args.streams)
     network = {name: value for name, value in figures(told["network"]) if _depends(name)}
-    print(f"{bundle.name} {bundle.version} on the {told['network']['part']} part of {args.data.name}")
+    part = told["network"].get("part", "whole")
+    print(f"{bundle.name} {bundle.version} on the {part} part of {args.data.name}")
     print("network: the float32 network itself; the others: as the engine serves it, and the difference")
     heads = "".join(f"{name:>12}{'':>10}" for name in precisions)
     print(f"\n{'':34}{'network':>12}{heads.rstrip()}")
@@ -134,7 +139,7 @@ def command(args: argparse.Namespace) -> int:
 
 def _depends(figure: str) -> bool:
     """Whether a figure is the model's, and not a naive forecast's."""
-    return figure.startswith(("model.", "in_units."))
+    return not figure.startswith(("persistence.", "seasonal.", "frequencies."))
 
 
 def _progress(text: str) -> None:

@@ -51,7 +51,10 @@ class Subject:
 
 
 def subject(bundle: Bundle, network: Network, path: Path | None) -> Subject:
-    """Chooses and prepares the rows. Raises DataError for a file that can't be read, or is too short."""
+    """Chooses and prepares the rows. Raises DataError for a file that can't be read, or is too short, and for
+    a watch model, whose inputs no file has."""
+    if bundle.spec.rules is not None:
+        raise DataError(f"{bundle.name} is a watch model; series and text models can be explained")
     if bundle.spec.architecture.task == "text":
         return _text(bundle, network, path)
     return _series(bundle, path)

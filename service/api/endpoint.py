@@ -15,6 +15,7 @@ from service.errors import CellstateError, Elsewhere, InvalidValue, TooLarge
 from service.sessions.inputs import InputReader, Steps
 from service.sessions.jobs import check_horizon
 from service.sessions.manager import SessionManager
+from service.sessions.memory import Form
 from service.sessions.names import client_id
 from service.sessions.register import SESSION_ID
 from service.sessions.replies import PLAIN, Options, Reply, Sampling, StepCommand
@@ -41,9 +42,7 @@ class ModelEndpoint:
         self.spec = self.bundle.spec
         bundles = [version.bundle for version in manager.managers]
         self._readers = {b.digest: InputReader(b.spec, settings.max_steps) for b in bundles}
-        self._renderers = {
-            width: Renderer(width) for width in {b.spec.architecture.output_size for b in bundles}
-        }
+        self._renderers = {width: Renderer(width) for width in {b.spec.output_width for b in bundles}}
         self.reader = self._readers[self.bundle.digest]
         self.turns = Turns()
         self.direct_url = ""
@@ -85,8 +84,7 @@ class ModelEndpoint:
         version = self.manager.by_digest(Snapshot.digest_in(blob))
         if version is None:  # not `or`: a manager without sessions is empty, and false
             version = self.manager.newest
-        arch = version.bundle.spec.architecture
-        return Snapshot.parse(blob, arch.num_layers, arch.hidden_size, version.bundle.digest)
+        return Snapshot.parse(blob, Form.of(version.bundle.spec), version.bundle.digest)
 
     async def read_predict(self, text: bytes) -> StepCommand:
         """A body of /predict as a command. Raises the same."""

@@ -264,7 +264,7 @@ class ModelFacts(BaseModel):
 
     name: str
     version: str
-    task: Literal["series", "text"]
+    task: Literal["series", "text", "watch"]
     description: str
     digest: str
     inputs: list[SignalFacts]

@@ -26,13 +26,16 @@ class Place(enum.Enum):
 class StateHandle:
     """The state of one session, wherever it is. The engine and its host pool alone change it.
 
-    `slot`: the row of the arena while the place is DEVICE, of the host pool while it is HOST.
+    `slot`: the row of the arena while the place is DEVICE, of the host pool while it is HOST. `carry`: what
+    the session remembers beside h and c, if its model is one that needs it. It stays here whatever the place;
+    the engine does not look at it, and those who commit a job set it to another array, never change one.
     """
 
     place: Place = Place.FRESH
     slot: int = -1
     name: str = ""  # what the store knows it by: the session's id
     job: Job | None = None  # the job that is moving it, from its start to its commit or abort
+    carry: NDArray[np.float64] | None = None
 
 
 class Phase(enum.Enum):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from model.bundle import Bundle
 from service.engine.engine import Engine
 from service.engine.jobs import Place
 from service.errors import StepConflict
+from service.sessions.memory import Form, adopt, read
 from service.sessions.register import Limits, Register
 from service.sessions.replies import Reply
 from service.sessions.residence import Residence
@@ -26,13 +29,16 @@ class Actions:
     def take_snapshot(self, session: Session) -> Snapshot:
         """The state as it is; reads it."""
         b = self._bundle
-        return Snapshot(self._engine.read(session.state), session.next_step, b.name, b.version, b.digest)
+        memory = read(self._engine, session.state)
+        if memory.carry is None:  # of a session that was not stepped
+            memory = replace(memory, carry=Form.of(b.spec).zeros().carry)
+        return Snapshot(memory.state, session.next_step, b.name, b.version, b.digest, memory.carry)
 
     def put(self, session: Session, snapshot: Snapshot, opened: bool) -> bool:
         """The session goes on from the snapshot; what was before is not known any more. Returns `opened`."""
         if snapshot.digest != self._bundle.digest:
             raise RuntimeError("a snapshot of another version of the model came to this one's engine")
-        adopted = self._engine.adopt(snapshot.state, session.id)  # first what can fail: it keeps a state
+        adopted = adopt(self._engine, snapshot.memory, session.id)  # first what can fail: it keeps a state
         self._residence.forget(session)
         session.state = adopted
         session.next_step = snapshot.next_step
@@ -45,10 +51,10 @@ class Actions:
         """A new session from this one's state; reads it. Raises StepConflict if it is at another step, and
         what opening a session raises."""
         self.check_step(session, at_step)
-        state = None if session.state.place is Place.FRESH else self._engine.read(session.state)
+        memory = None if session.state.place is Place.FRESH else read(self._engine, session.state)
         fork = self._register.open(new_id, session.ttl_s, session.durability)
-        if state is not None:
-            fork.state = self._engine.adopt(state, fork.id)
+        if memory is not None:
+            fork.state = adopt(self._engine, memory, fork.id)
             self._residence.tidy_soon()
         fork.next_step = session.next_step
         return fork

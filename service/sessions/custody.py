@@ -10,14 +10,10 @@ import asyncio
 import contextlib
 import logging
 import random
-import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-
-import numpy as np
-from numpy.typing import NDArray
 
 from model.bundle import Bundle
 from model.config import ModelSpec
@@ -40,7 +36,9 @@ from service.errors import (
 from service.logs import Repeated
 from service.sessions.counters import Counters
 from service.sessions.inputs import InputReader
+from service.sessions.jobs import drafted, watcher_of
 from service.sessions.lease import Lease
+from service.sessions.memory import Form, Memory, adopt, read
 from service.sessions.neighbours import Neighbours, Release
 from service.sessions.record import CorruptRecord, check, raw_inputs, span
 from service.sessions.retention import Retention
@@ -94,7 +92,6 @@ def insisting() -> Iterator[None]:
 
 
 Run = Callable[[Job], Awaitable[None]]
-States = NDArray[np.float32]
 
 
 @dataclass(slots=True, frozen=True)
@@ -130,7 +127,8 @@ class Custody:
         self.store_kind = type(store).__name__.removesuffix("Store").lower()
         self.store, self._bundle, self._engine, self._upkeep = store, bundle, engine, upkeep
         self._counters, self._run, self._neighbours = counters, run, Neighbours(release)
-        self._reader = InputReader(bundle.spec, 1)
+        self._reader, self._form = InputReader(bundle.spec, 1), Form.of(bundle.spec)
+        self._watcher = watcher_of(bundle.spec)
         self._leads = beside is None
         self.lease: Lease = (
             Lease(store, on_lost, trusted=trusted) if beside is None else beside.lease.share(on_lost)
@@ -287,8 +285,11 @@ class Custody:
         if saved is None:
             state = StateHandle(name=session_id)
         else:
-            state = self._engine.adopt(unpack(saved.data, session_id, self._shape), session_id)
+            state = adopt(self._engine, self._form.unpack(saved.data, session_id), session_id)
         if len(steps):
+            draft = None
+            if self._watcher is not None:
+                steps, draft = drafted(self._watcher, state, b"".join(parts))
             job = Job(steps, state)
             began = self._loop.time()
             try:
@@ -297,14 +298,11 @@ class Custody:
                 if state.job is None:  # else the engine still has it, and this replica is stopping
                     self._engine.forget(state)
                 raise
+            if self._watcher is not None and draft is not None:
+                _, state.carry = self._watcher.after(draft, job.result)
             self._replayed = _average(self._replayed, (self._loop.time() - began) / len(job.inputs))
             self._counters.replayed += len(job.inputs)
         return state
-
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        arch = self._bundle.spec.architecture
-        return 2, arch.num_layers, arch.hidden_size
 
     async def _upgrade(self, session: Session, image: Image) -> None:
         """A session of another version of the model, which is not served here: it waits, or goes on with this
@@ -320,12 +318,12 @@ class Custody:
             if self._upkeep.upgrade == "replay":
                 state = await self._replayed_whole(session, image)
             else:
-                state = self._engine.adopt(self.zeros(), session.id)
+                state = adopt(self._engine, self.zeros(), session.id)
         except BaseException:
             with contextlib.suppress(StoreError):
                 await self.store.release([Leaving(session.id, session.epoch, image.next_step)])
             raise
-        saved = Saved(image.next_step, pack(self._engine.read(state)))
+        saved = Saved(image.next_step, read(self._engine, state).pack())
         try:
             await self.store.rewrite(self._rewriting(session, saved, keep=True, snapshots=False))
             self._fill_window(session, image)
@@ -353,7 +351,7 @@ class Custody:
             if len(raw_inputs(record, session.id)) != (end - first) * width * 8:
                 raise self._unlike(session.id, image.version, "number of inputs")
         first = span(records[0])[0] if records else image.next_step
-        return await self._rebuilt(session.id, Saved(first, pack(self.zeros())), records, image.next_step)
+        return await self._rebuilt(session.id, Saved(first, self.zeros().pack()), records, image.next_step)
 
     def _unlike(self, session_id: str, version: str, what: str) -> VersionConflict:
         return VersionConflict(
@@ -375,7 +373,7 @@ class Custody:
             return
         keepings, now = [], self._loop.time()
         for session in due:
-            saved = Saved(session.next_step, pack(self._engine.read(session.state)))
+            saved = Saved(session.next_step, read(self._engine, session.state).pack())
             keepings.append(Keeping(session.id, session.epoch, saved, self._keep_from(session, now)))
             session.saved_step = session.next_step
         self.in_background(self._save(keepings))
@@ -437,13 +435,13 @@ class Custody:
         saved = None
         here = session.state.place in (Place.DEVICE, Place.HOST)
         if steps and here and (dear or session.durability == "none"):
-            saved = Saved(session.next_step, pack(self._engine.read(session.state)))
+            saved = Saved(session.next_step, read(self._engine, session.state).pack())
         return Leaving(session.id, session.epoch, session.next_step, saved)
 
     # Its past
 
-    async def state_before(self, session: Session, step: int) -> States:
-        """h and c [2, layers, hidden] of an owned session before an earlier step. Raises StepConflict if that
+    async def state_before(self, session: Session, step: int) -> Memory:
+        """What an owned session remembered before an earlier step. Raises StepConflict if that
         is not kept."""
         if session.durability == "none":
             raise StepConflict(
@@ -464,22 +462,22 @@ class Custody:
             state = await self._rebuilt(session.id, history.snapshot, history.records, step)
         except CorruptRecord as error:
             raise SessionDamaged(f"step {step} of session {session.id} can't be had: {error}") from error
-        values = self._engine.read(state)
+        memory = read(self._engine, state)
         self._engine.forget(state)
-        return values
+        return memory
 
-    async def replace(self, session: Session, step: int, values: States, *, keep: bool) -> None:
+    async def replace(self, session: Session, step: int, memory: Memory, *, keep: bool) -> None:
         """The session goes on at `step` from that state. keep: what was before it stays its past."""
-        saved = Saved(step, pack(values))
+        saved = Saved(step, memory.pack())
         await self.store.rewrite(self._rewriting(session, saved, keep=keep, snapshots=keep))
         session.saved_step, session.marks = step, None
 
     async def end(self, session: Session, ending: Ending) -> None:
         await self.store.end(session.id, session.epoch, ending)
 
-    def zeros(self) -> States:
-        """The state every sequence starts from."""
-        return np.zeros(self._shape, np.float32)
+    def zeros(self) -> Memory:
+        """What every sequence starts from."""
+        return self._form.zeros()
 
     def check_durability(self, durability: str | None) -> None:
         """Raises InvalidValue for one that the store can't promise."""
@@ -489,22 +487,6 @@ class Custody:
                 f" {', '.join(self.store.durabilities)}",
                 field="durability",
             )
-
-
-def pack(values: States) -> bytes:
-    """h and c as a snapshot's bytes: a checksum and the numbers."""
-    data = np.ascontiguousarray(values, "<f4").tobytes()
-    return zlib.crc32(data).to_bytes(4, "little") + data
-
-
-def unpack(data: bytes, session_id: str, shape: tuple[int, int, int]) -> States:
-    """The same back. Raises CorruptRecord."""
-    if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "little"):
-        raise CorruptRecord(f"the snapshot of session {session_id} is damaged: its checksum does not fit")
-    values = np.frombuffer(data, "<f4", offset=4)
-    if values.size != np.prod(shape):
-        raise CorruptRecord(f"the snapshot of session {session_id} is of another size")
-    return values.reshape(shape)
 
 
 def told(error: BaseException) -> CellstateError:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.config import MAX_NORMALISED, ModelSpec
+from model.config import ModelSpec
 from model.network import Scaler
 from service.engine.jobs import Prepared
 from service.errors import InvalidValue, TooLarge
@@ -41,7 +41,7 @@ class InputReader:
         self.spec, self.max_steps = spec, max_steps
         self.vocabulary = {character: token for token, character in enumerate(spec.vocabulary)}
         self.takes_text = bool(self.vocabulary)
-        self._width = len(spec.inputs)
+        self._width, self._most = len(spec.inputs), spec.most
         #: Of a step in its raw form
         self.step_bytes = 4 if self.takes_text else 8 * self._width
         self._scaler = Scaler(spec)
@@ -65,8 +65,8 @@ class InputReader:
         with np.errstate(over="ignore"):  # what overflows is refused below, by its place
             normalised = self._scaler.normalise(raw)
         # Both bounds in two passes over small arrays; a huge number that overflowed to inf fails them too
-        if normalised.max() > MAX_NORMALISED or normalised.min() < -MAX_NORMALISED:
-            t, i = np.argwhere(np.abs(normalised) > MAX_NORMALISED)[0].tolist()
+        if normalised.max() > self._most or normalised.min() < -self._most:
+            t, i = np.argwhere(np.abs(normalised) > self._most)[0].tolist()
             raise self._far_off(t, i, inputs[t][i])
         return Steps(normalised.astype(np.float32), raw.tobytes(), self.spec)
 
@@ -74,8 +74,8 @@ class InputReader:
         """The same for a single step, which most requests are: five calls of numpy cost more than the rest
         of the way to the engine."""
         normalised = [(value - mean) / std for value, (mean, std) in zip(row, self._scales, strict=True)]
-        if max(normalised) > MAX_NORMALISED or min(normalised) < -MAX_NORMALISED:
-            i = next(i for i, value in enumerate(normalised) if abs(value) > MAX_NORMALISED)
+        if max(normalised) > self._most or min(normalised) < -self._most:
+            i = next(i for i, value in enumerate(normalised) if abs(value) > self._most)
             raise self._far_off(0, i, row[i])
         return Steps(np.array([normalised], np.float32), self._pack(*row), self.spec)
 
@@ -86,7 +86,7 @@ class InputReader:
         raw = np.array(rows, np.float64)
         with np.errstate(over="ignore"):
             normalised = self._scaler.normalise(raw)
-        if normalised.max() > MAX_NORMALISED or normalised.min() < -MAX_NORMALISED:
+        if normalised.max() > self._most or normalised.min() < -self._most:
             return None
         prepared = normalised.astype(np.float32)[:, None]
         return [Steps(row, numbers.tobytes(), self.spec) for row, numbers in zip(prepared, raw, strict=True)]
@@ -112,9 +112,10 @@ class InputReader:
         return self.series(rows)
 
     def _far_off(self, t: int, i: int, value: float) -> InvalidValue:
+        watched = self.spec.rules is not None
+        told = f"{self._most:g}" + ("" if watched else " standard deviations from the mean")
         return InvalidValue(
-            f"inputs[{t}][{i}] ({self.spec.inputs[i].name}) is {value:g}, more than"
-            f" {MAX_NORMALISED:g} standard deviations from the mean",
+            f"inputs[{t}][{i}] ({self.spec.inputs[i].name}) is {value:g}, more than {told}",
             field=f"inputs[{t}][{i}]",
         )
 

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from model.config import ModelSpec
+from model.watch.watcher import Draft, Watcher
 from service.engine.engine import Engine
-from service.engine.jobs import Job
+from service.engine.jobs import Job, Prepared, StateHandle
 from service.engine.rollouts import Forecast, Generation
 from service.errors import InvalidValue
 from service.sessions.replies import PLAIN, Options, Reply, StepCommand
 from service.sessions.session import Ticket
 
 
-def job_for(ticket: Ticket, command: StepCommand, spec: ModelSpec) -> Job:
+def watcher_of(spec: ModelSpec) -> Watcher | None:
+    """What stands between a watch model's network and its clients; None for any other model."""
+    return None if spec.rules is None else Watcher(spec.rules)
+
+
+def drafted(watcher: Watcher, state: StateHandle | None, raw: bytes) -> tuple[Prepared, Draft]:
+    """The network's inputs for values that go on from a state, None for the beginning."""
+    carry = None if state is None else state.carry
+    return watcher.before(watcher.fresh() if carry is None else carry, np.frombuffer(raw).tolist())
+
+
+def job_for(ticket: Ticket, command: StepCommand, spec: ModelSpec, watcher: Watcher | None) -> Job:
     """The job of a request; without a session it starts from zeros and keeps nothing."""
+    inputs = command.steps.prepared
+    if watcher is not None:
+        state = None if ticket.session is None else ticket.session.state
+        inputs, ticket.draft = drafted(watcher, state, command.steps.raw)
     return Job(
-        inputs=command.steps.prepared,
+        inputs=inputs,
         state=None if ticket.session is None else ticket.session.state,
         rollout=None if command.options is PLAIN else _rollout(command.options, spec),
         trace=command.options.gates,
@@ -23,12 +41,17 @@ def job_for(ticket: Ticket, command: StepCommand, spec: ModelSpec) -> Job:
     )
 
 
-def reply_of(ticket: Ticket, command: StepCommand, job: Job, engine: Engine, spec: ModelSpec) -> Reply:
+def reply_of(
+    ticket: Ticket, command: StepCommand, job: Job, engine: Engine, spec: ModelSpec, watcher: Watcher | None
+) -> Reply:
     """The reply to a request whose job is DONE and not yet committed."""
-    rollout, options = job.rollout, command.options
+    rollout, options, outputs = job.rollout, command.options, job.result
+    if watcher is not None:
+        assert ticket.draft is not None  # noqa: S101  its job was made with one
+        outputs, ticket.carry = watcher.after(ticket.draft, outputs)
     start = 0 if ticket.session is None else ticket.session.next_step
     if options is PLAIN:
-        return Reply(command.session_id, start, start + len(job.inputs), job.result)
+        return Reply(command.session_id, start, start + len(job.inputs), outputs)
     generated = None
     if isinstance(rollout, Generation):
         generated = "".join(spec.vocabulary[token] for token in rollout.tokens)
@@ -36,7 +59,7 @@ def reply_of(ticket: Ticket, command: StepCommand, job: Job, engine: Engine, spe
         session_id=command.session_id,
         step=start,
         next_step=start + len(command.steps),
-        outputs=job.result,
+        outputs=outputs,
         options=options,
         forecast=rollout.result if isinstance(rollout, Forecast) else None,
         quantiles=rollout.quantiles if isinstance(rollout, Forecast) else None,

@@ -32,7 +32,7 @@ from service.errors import (
 )
 from service.sessions.actions import Actions
 from service.sessions.counters import Counters
-from service.sessions.jobs import job_for, reply_of, steps_of
+from service.sessions.jobs import job_for, reply_of, steps_of, watcher_of
 from service.sessions.register import Limits, Register
 from service.sessions.replies import PLAIN, Reply, StepCommand
 from service.sessions.residence import Residence
@@ -71,6 +71,7 @@ class SessionManager:
         self._register = Register(self._residence, store, limits, self.counters, clock)
         self._actions = Actions(bundle, engine, self._register, self._residence, limits)
         self._engine_loop = EngineLoop(engine, self._on_tick, self._residence.tidy_soon)
+        self._watcher = watcher_of(bundle.spec)
         self._tickets: dict[Job, Ticket] = {}
         self._works: set[asyncio.Task[None]] = set()  # arrivals, and actions that take time
         self._in_flight = 0
@@ -453,7 +454,7 @@ class SessionManager:
     def _start(self, ticket: Ticket) -> None:
         command = ticket.command
         assert command is not None  # noqa: S101  actions are not started
-        ticket.job = job_for(ticket, command, self.bundle.spec)
+        ticket.job = job_for(ticket, command, self.bundle.spec, self._watcher)
         self._tickets[ticket.job] = ticket
         self._engine_loop.submit(ticket.job)
 
@@ -472,7 +473,8 @@ class SessionManager:
                 counters.queue_seconds.observe(job.started - job.submitted)
                 assert ticket.command is not None  # noqa: S101  only commands have jobs
                 try:
-                    reply = reply_of(ticket, ticket.command, job, self.engine, self.bundle.spec)
+                    spec, watcher = self.bundle.spec, self._watcher
+                    reply = reply_of(ticket, ticket.command, job, self.engine, spec, watcher)
                 except Exception as error:  # noqa: BLE001  the tick's other requests must end all the same
                     self.engine.abort(job)
                     self._release(ticket, EngineFailure(f"{type(error).__name__}: {error}", retry_after_s=1))
@@ -542,6 +544,7 @@ class SessionManager:
                 )
                 continue
             self.engine.commit(job)
+            session.state.carry = ticket.carry
             session.window.add(record.committed)
             session.next_step = reply.next_step
             session.used_at = now

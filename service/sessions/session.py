@@ -8,6 +8,10 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from model.watch.watcher import Draft
 from service.asked import Trace
 from service.engine.jobs import Job, Phase, Place, StateHandle
 from service.sessions.replies import StepCommand
@@ -39,6 +43,8 @@ class Ticket:
     deadline: float = float("inf")
     timer: asyncio.TimerHandle | None = None
     trace: Trace | None = None  # of the request, if it is traced
+    draft: Draft | None = None  # of a watch model's request whose job runs
+    carry: NDArray[np.float64] | None = None  # the session's when this is committed; None: it has none
 
     def settle(self, result: Any = None, error: BaseException | None = None) -> None:
         """Answers, unless nobody waits any more."""

@@ -32,10 +32,11 @@ from service.errors import (
     SessionLost,
     SessionNotFound,
 )
-from service.sessions.custody import INSIST, TOGETHER, Custody, States, Upkeep, pack, reason_of, told
+from service.sessions.custody import INSIST, TOGETHER, Custody, Upkeep, reason_of, told
 from service.sessions.inputs import InputReader
 from service.sessions.jobs import check_horizon
 from service.sessions.manager import Finished, SessionManager
+from service.sessions.memory import Memory, adopt, read
 from service.sessions.neighbours import Release
 from service.sessions.record import encode
 from service.sessions.register import Limits
@@ -187,7 +188,7 @@ class SharedManager(SessionManager):
             session.newly = False
 
         async def put(manager: SharedManager, session: Session) -> bool:
-            await target.custody.replace(session, snapshot.next_step, snapshot.state, keep=False)
+            await target.custody.replace(session, snapshot.next_step, snapshot.memory, keep=False)
             if manager is target:
                 return manager._actions.put(session, snapshot, session.newly)
             manager._unload(session)  # the next request finds it to be of the snapshot's version
@@ -198,8 +199,8 @@ class SharedManager(SessionManager):
     def fork(self, session_id: str, new_id: str | None, at_step: int | None) -> asyncio.Future[Session]:
         async def fork(manager: SharedManager, session: Session) -> Session:
             step = session.next_step if at_step is None else at_step
-            values = await manager._values(session, step)
-            saved = None if values is None else Saved(step, pack(values))
+            memory = await manager._memory(session, step)
+            saved = None if memory is None else Saved(step, memory.pack())
             opening = manager.custody.opening(session.ttl_s, session.durability, saved)
             return await manager._open(new_id, opening)
 
@@ -211,23 +212,23 @@ class SharedManager(SessionManager):
     async def _rewind(self, session: Session, step: int) -> Session:
         if step == session.next_step:
             return session
-        values = await self._values(session, step)
-        if values is None:
-            values = self.custody.zeros()
-        await self.custody.replace(session, step, values, keep=True)
+        memory = await self._memory(session, step)
+        if memory is None:
+            memory = self.custody.zeros()
+        await self.custody.replace(session, step, memory, keep=True)
         self._residence.forget(session)
-        session.state = self.engine.adopt(values, session.id)
+        session.state = adopt(self.engine, memory, session.id)
         session.next_step = step
         session.window = ReplayWindow(self.limits.replay_window, session.window.before(step))
         self._residence.tidy_soon()
         return session
 
-    async def _values(self, session: Session, step: int) -> States | None:
-        """The state before a step of the session, None for zeros. Raises StepConflict."""
+    async def _memory(self, session: Session, step: int) -> Memory | None:
+        """What the session remembered before a step, None for nothing. Raises StepConflict."""
         if step > session.next_step:
             self._actions.check_step(session, step)
         if step == session.next_step:
-            return None if session.state.place is Place.FRESH else self.engine.read(session.state)
+            return None if session.state.place is Place.FRESH else read(self.engine, session.state)
         return await self.custody.state_before(session, step)
 
     # To and from other replicas
@@ -511,6 +512,7 @@ class SharedManager(SessionManager):
     def _move(self, ticket: Ticket, job: Job, reply: Reply, record: bytes, now: float) -> None:
         session = _session(ticket)
         self.engine.commit(job)
+        session.state.carry = ticket.carry
         session.window.keep(record)
         session.next_step, session.used_at = reply.next_step, now
         self.counters.steps += reply.next_step - reply.step

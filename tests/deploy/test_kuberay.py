@@ -241,7 +241,7 @@ def test_serve_asks_for_pods_and_there_is_room_for_its_replicas(monkeypatch: pyt
     monkeypatch.setattr("service.nodes.ray.cluster_resources", dict)  # no worker has come yet
     ours = settings(WORKERS)
     actor = nodes.actor(ours)
-    assert (actor["num_cpus"], actor["num_gpus"]) == (0, 0.5)
+    assert (actor["num_cpus"], actor["num_gpus"]) == (0, 0.33)
     assert CLUSTER["enableInTreeAutoscaling"] is True
     models = len(parse(SPEC["serveConfigV2"])["applications"]) - 1
     gpus = float(container(WORKERS)["resources"]["limits"]["nvidia.com/gpu"])

@@ -14,6 +14,7 @@ from safetensors.numpy import save
 from safetensors.torch import save as save_torch
 
 from service.errors import BadRequest, CellstateError, InvalidValue
+from service.sessions.memory import Form
 from service.sessions.snapshot import FORMAT, Snapshot
 
 LAYERS, HIDDEN, DIGEST = 2, 3, "ab" * 32
@@ -34,7 +35,7 @@ def make_blob(changes: dict[str, str | None] | None = None, **tensors: NDArray[n
 
 
 def parse(blob: bytes) -> Snapshot:
-    return Snapshot.parse(blob, LAYERS, HIDDEN, DIGEST)
+    return Snapshot.parse(blob, Form((2, LAYERS, HIDDEN)), DIGEST)
 
 
 def test_what_is_dumped_is_read_again() -> None:
