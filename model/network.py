@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.config import ModelSpec
+from model.dropout import NONE, Dropout
 from model.lstm import StackedLSTM, State
 
 
@@ -51,15 +52,19 @@ class Network(nn.Module):
             y = y + x.index_select(1, self.residual_columns)[:, None, :]
         return y
 
-    def forward(self, x: Tensor, state: State | None = None, dropout: float = 0.0) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State | None = None, dropout: Dropout = NONE) -> tuple[Tensor, State]:
         """Whole sequences [T, B, I] or [T, B]: predictions [T, B, leads, outputs] and the state after.
 
-        Dropout, while training, between layers and before the head. Not on the way in: an observation that
-        is zeroed is another observation.
+        Dropout, while training, between layers, before the head, of weights and of symbols. Not of an
+        observation's values on the way in: one that is zeroed is another observation.
         """
         arch = self.spec.architecture
-        top, state = self.lstm(self.embed(x), state, dropout)
-        top = nn.functional.dropout(top, dropout, self.training)
+        inputs = self.embed(x)
+        if self.training and self.embedding is not None:
+            inputs = dropout.drop_symbols(inputs, x, arch.output_size)
+        top, state = self.lstm(inputs, state, dropout)
+        if self.training:
+            top = dropout.drop_units(top)
         T, B = x.shape[:2]
         y = self.predict(top.reshape(T * B, -1), x.reshape(T * B, *x.shape[2:]))
         return y.view(T, B, arch.leads, arch.output_size), state
