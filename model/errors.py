@@ -11,7 +11,8 @@ ModelError
 │   └── BundleShapeMismatch   a tensor is missing, surplus, of the wrong shape, or not finite
 ├── ConversionError         a foreign state dict can't become this LSTM
 ├── DataError               a data file can't be read as the task needs it
-└── TrainingError           training can't start, can't go on, or can't be resumed from what is there
+├── TrainingError           training can't start, can't go on, or can't be resumed from what is there
+└── ExplainError            the page about a bundle can't be made or written
 """
 
 
@@ -61,3 +62,7 @@ class DataError(ModelError):
 
 class TrainingError(ModelError):
     """Training can't start, can't go on (the loss is not finite), or can't be resumed from what is there."""
+
+
+class ExplainError(ModelError):
+    """The page about a bundle can't be made (matplotlib is missing) or can't be written."""
