@@ -10,7 +10,7 @@ from model import window
 from model.lstm import StackedLSTM, cell
 from tests.model.making import make_network, make_prepared, make_spec
 
-T, B, INPUTS, HIDDEN = 7, 3, 5, 8
+T, B, INPUTS, HIDDEN = 4, 2, 3, 4
 
 
 def make_layer(seed: int = 0) -> list[Tensor]:
