@@ -38,7 +38,7 @@ class Window(torch.autograd.Function):
             a[:, : 2 * H].sigmoid_()
             a[:, 2 * H : 3 * H].tanh_()
             a[:, 3 * H :].sigmoid_()
-            i, f, g, o = a.to(c.dtype).split(H, 1)
+            i, f, g, o = a.to(c.dtype).chunk(4, 1)
             torch.mul(cs[t], f, out=cs[t + 1]).addcmul_(i, g)
             hs[t + 1] = cs[t + 1].tanh().mul_(o)
         ctx.save_for_backward(x, weight_ih, weight_hh, gates, hs, cs)
@@ -50,11 +50,11 @@ class Window(torch.autograd.Function):
         T, B, _ = x.shape
         H = weight_hh.shape[1]
         da = cs.new_empty(B, 4 * H)  # of a step's gates before their squashing
-        di, df, dg, do = da.split(H, 1)
+        di, df, dg, do = da.chunk(4, 1)
         das = torch.empty_like(gates)
         dc, dh = dc.clone(), cs.new_zeros(B, H)
         for t in reversed(range(T)):
-            i, f, g, o = gates[t].to(cs.dtype).split(H, 1)
+            i, f, g, o = gates[t].to(cs.dtype).chunk(4, 1)
             squashed = cs[t + 1].tanh()
             dh += dhs[t]
             sigmoid_backward(dh * squashed, o, grad_input=do)
@@ -78,5 +78,5 @@ def run(x: Tensor, state: State, weight_ih: Tensor, weight_hh: Tensor, bias: Ten
     """
     h, c = state
     low = (tensor.bfloat16() for tensor in (weight_ih, weight_hh, bias))
-    hs, last = Window.apply(x.bfloat16(), h[0].bfloat16(), c[0].float(), *low)
+    hs, last = Window.apply(x.bfloat16(), h[0].bfloat16(), c[0].float(), *low)  # type: ignore[no-untyped-call]
     return hs, (hs[-1:], last[None])

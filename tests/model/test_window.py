@@ -32,7 +32,7 @@ def by_the_cell(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tens
 
 def test_it_is_the_cell_step_after_step() -> None:
     layer = make_layer()
-    hs, c = window.Window.apply(*layer)
+    hs, c = window.Window.apply(*layer)  # type: ignore[no-untyped-call]
     expected, last = by_the_cell(*layer)
     torch.testing.assert_close(hs, expected)
     torch.testing.assert_close(c, last)
