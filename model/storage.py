@@ -3,7 +3,7 @@
 int8: a matrix [N, K] is whole numbers from -127 to 127 and, under its name with `.scale` behind it, float32
 [N]; weight = number * scale, the scale a 127th of the row's largest magnitude. Scales are kept to 16 binary
 digits, so each product is exact in float32: every machine reads the same weights, and rounding them again
-changes nothing. Vectors, the biases, stay float32.
+changes nothing. What is no matrix, as the biases, stays float32.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def encode(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
         tensor = tensor.detach().to("cpu", torch.float32).contiguous()
         if dtype != "int8":
             stored[name] = tensor.to(FLOATS[dtype])
-        elif tensor.ndim == 1:
+        elif tensor.ndim != 2:
             stored[name] = tensor
         else:
             stored[name], stored[name + SCALE] = _whole_numbers(tensor)

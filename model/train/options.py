@@ -25,7 +25,9 @@ def _choice(default: str, choices: tuple[str, ...], help: str) -> Any:
 class Options:
     """The command's flags are made of these fields: name, default, help."""
 
-    epochs: int = _option(50, "passes over the training part, at most", least=1)
+    epochs: int = _option(
+        50, "passes over the training part, at most; 0: none, if a memory has a head", least=0
+    )
     window: int = _option(96, "steps of back-propagation; the state is carried across windows", least=1)
     streams: int = _option(16, "contiguous pieces of the data that are learnt side by side", least=1)
     learning_rate: float = _option(2e-3, "highest learning rate (AdamW)", least=1e-9)
@@ -44,6 +46,7 @@ class Options:
     )
     noise: float = _option(0.0, "series: deviation of noise on the inputs, in normalised units")
     shift: float = _option(0.0, "series: deviation of a level added to each signal of a stream, normalised")
+    past: int = _option(0, "rows that each stream runs over before it learns", least=0)
     scale: float = _option(0.0, "series: deviation of the logarithm of a factor on each signal of a stream")
     patience: int = _option(10, "epochs without a better validation loss before training stops", least=1)
     seed: int = _option(0, "of the first weights, of the order, and of dropout", least=0, most=2**31 - 1)
