@@ -141,9 +141,8 @@ def _add_common(add: _Recorder, hidden: int, layers: int, parts: list[float]) ->
     )
     add("--hidden", type=int, default=hidden, help="hidden size (default: %(default)s)")
     add("--layers", type=int, default=layers, help="LSTM layers (default: %(default)s)")
-    add(
-        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the stored weights"
-    )
+    dtypes = ("float32", "float16", "bfloat16", "int8")
+    add("--dtype", choices=dtypes, default="float32", help="of the stored weights")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     for f in fields(Options):
         flag = "--" + f.name.replace("_", "-")

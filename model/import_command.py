@@ -31,7 +31,10 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> argparse.ArgumentPa
     add("--description", default="", help="one sentence for the manifest")
     add("--out", type=Path, metavar="DIR", help="where the bundle goes (default: bundles/NAME)")
     add(
-        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of the stored weights"
+        "--dtype",
+        choices=("float32", "float16", "bfloat16", "int8"),
+        default="float32",
+        help="of the stored weights",
     )
     add(
         "--leads",

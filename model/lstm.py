@@ -16,9 +16,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from model import window
+from model.dropout import NONE, Dropout
 
 State = tuple[Tensor, Tensor]
 
@@ -96,17 +100,46 @@ class StackedLSTM(nn.Module):
             cs.append(c)
         return x, (torch.stack(hs), torch.stack(cs))
 
-    def forward(self, x: Tensor, state: State | None = None, dropout: float = 0.0) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State | None = None, dropout: Dropout = NONE) -> tuple[Tensor, State]:
         """A whole sequence, by torch's fused kernels: the same maths as `step`, for training.
 
-        x [T, B, I]; state h, c [L, B, H], zeros if None; dropout between layers while training.
-        Returns the top layer's h at every step [T, B, H] and the state after the last.
+        x [T, B, I]; state h, c [L, B, H], zeros if None; dropout, while training, of the h between layers and
+        of weight_hh. Returns the top layer's h at every step [T, B, H] and the state after the last.
         """
         if state is None:
             state = self.zero_state(x.shape[1])
-        flat: list[Tensor] = []
+        if self.training and (_bfloat16_on_cpu(x) or not dropout.between_layers_alone):
+            return self._layer_by_layer(x, state, dropout)
+        layers = [self.layer(k) for k in range(self.num_layers)]
+        return _fused(x, state, layers, dropout.units, self.training)
+
+    def _layer_by_layer(self, x: Tensor, state: State, dropout: Dropout) -> tuple[Tensor, State]:
+        hs, cs = [], []
         for k in range(self.num_layers):
+            if k:
+                x = dropout.drop_units(x)
             weight_ih, weight_hh, bias = self.layer(k)
-            flat += [weight_ih, weight_hh, bias, torch.zeros_like(bias)]
-        top, h, c = torch.lstm(x, state, flat, True, self.num_layers, dropout, self.training, False, False)
-        return top, (h, c)
+            weights = weight_ih, dropout.drop_weights(weight_hh), bias
+            before = state[0][k : k + 1], state[1][k : k + 1]
+            if _bfloat16_on_cpu(x):
+                x, (h, c) = window.run(x, before, *weights)
+            else:
+                x, (h, c) = _fused(x, before, [weights], 0.0, training=True)
+            hs.append(h)
+            cs.append(c)
+        return x, (torch.cat(hs), torch.cat(cs))
+
+
+def _fused(
+    x: Tensor, state: State, layers: Sequence[tuple[Tensor, Tensor, Tensor]], dropout: float, training: bool
+) -> tuple[Tensor, State]:
+    """Layers in one call of torch's kernel; dropout drawn at each step between them."""
+    flat: list[Tensor] = []
+    for weight_ih, weight_hh, bias in layers:
+        flat += [weight_ih, weight_hh, bias, torch.zeros_like(bias)]
+    top, h, c = torch.lstm(x, state, flat, True, len(layers), dropout, training, False, False)
+    return top, (h, c)
+
+
+def _bfloat16_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")

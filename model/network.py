@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.config import LEAST_WIDTH, ModelSpec
+from model.dropout import NONE, Dropout
 from model.lstm import StackedLSTM, State
 
 
@@ -118,14 +119,19 @@ class Network(nn.Module):
             return y.new_empty(len(y), 0, *y.shape[1:])
         return y[:, None] + self.spread.offsets * self.spread.width(top)[:, None]
 
-    def forward(self, x: Tensor, state: State | None = None, dropout: float = 0.0) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: State | None = None, dropout: Dropout = NONE) -> tuple[Tensor, State]:
         """Whole sequences [T, B, I] or [T, B]: predictions [T, B, leads, outputs] and the state after.
 
-        Dropout, while training, between layers and before the head. Not on the way in: an observation that
-        is zeroed is another observation.
+        Dropout, while training, between layers, before the head, of weights and of symbols. Not of an
+        observation's values on the way in: one that is zeroed is another observation.
         """
-        top, state = self.lstm(self.embed(x), state, dropout)
-        return self._predictions(nn.functional.dropout(top, dropout, self.training), x), state
+        inputs = self.embed(x)
+        if self.training and self.embedding is not None:
+            inputs = dropout.drop_symbols(inputs, x, self.spec.architecture.output_size)
+        top, state = self.lstm(inputs, state, dropout)
+        if self.training:
+            top = dropout.drop_units(top)
+        return self._predictions(top, x), state
 
     def with_quantiles(self, x: Tensor, state: State | None = None) -> tuple[Tensor, Tensor, State]:
         """As `forward`, and the quantiles [T, B, levels, leads, outputs]."""

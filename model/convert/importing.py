@@ -19,6 +19,7 @@ from model.convert.foreign import Array, Folded, Foreign, fold, take
 from model.convert.signals import IDENTITY, Meanings, signals, vocabulary
 from model.convert.torch_file import Names
 from model.errors import ConversionError
+from model.storage import rounded
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def _text(foreign: Foreign, folded: Folded, wish: Wish) -> tuple[ModelSpec, list
 
 
 def _as_stored(tensor: Tensor, name: str, dtype: str) -> Tensor:
-    stored = tensor.to(bundles.STORED_TYPES[dtype]).float()
+    stored = rounded({name: tensor}, dtype)[name]
     if not torch.isfinite(stored).all():
         largest = float(np.abs(tensor.numpy()).max())
         raise ConversionError(f"{name} reaches {largest:.3g}, which {dtype} can't hold; use --dtype float32")

@@ -18,6 +18,7 @@ from model.errors import DataError, TrainingError
 from model.evaluate import measure, series_tensors
 from model.memory import Bank, remember
 from model.network import Network
+from model.storage import rounded
 from model.train.options import Options
 from model.train.quantiles import calibrate, spread_rank
 from model.train.regression import fit_head
@@ -255,7 +256,7 @@ def _save(
     season: int,
 ) -> Bundle:
     """Measures the weights as they will be stored, rounded perhaps, and saves them."""
-    stored = {k: v.to(bundles.STORED_TYPES[job.dtype]).float() for k, v in network.state_dict().items()}
+    stored = rounded(network.state_dict(), job.dtype)
     network.load_state_dict(stored)
     job.report.say(f"measuring on the {parts.measured[0]} part")
     quality = measure(spec, network, source, parts, season)

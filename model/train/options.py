@@ -10,6 +10,7 @@ from model.errors import TrainingError
 
 PRECISIONS = ("float32", "bfloat16")
 LOSSES = ("mse", "mae", "huber")
+MASKS = ("step", "window")
 
 
 def _option(default: Any, help: str, least: float = 0.0, most: float = math.inf) -> Any:
@@ -34,6 +35,11 @@ class Options:
     final_rate: float = _option(0.02, "share of the learning rate that the cosine ends at", most=1)
     weight_decay: float = _option(0.01, "decay of the weights (AdamW)")
     dropout: float = _option(0.1, "between layers and before the head", most=0.95)
+    dropout_mask: str = _choice(
+        "step", MASKS, "how long a draw of it holds: a step, or a window (variational dropout)"
+    )
+    weight_dropout: float = _option(0.0, "of the weights from step to step, drawn once a window", most=0.95)
+    symbol_dropout: float = _option(0.0, "text: of the vocabulary, drawn once a window", most=0.95)
     clip: float = _option(1.0, "largest norm of a gradient", least=1e-9)
     average: float = _option(
         0.0, "decay of the running mean of the weights that is kept; 0: none", most=0.9999
@@ -55,9 +61,8 @@ class Options:
                 bounds = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
                 raise TrainingError(f"{f.name.replace('_', '-')} must be {bounds}, not {value!r}")
             if "choices" in f.metadata and value not in f.metadata["choices"]:
-                raise TrainingError(
-                    f"{f.name} must be one of {', '.join(f.metadata['choices'])}, not {value!r}"
-                )
+                choices = ", ".join(f.metadata["choices"])
+                raise TrainingError(f"{f.name.replace('_', '-')} must be one of {choices}, not {value!r}")
 
     def rate(self, update: int, updates: int) -> float:
         """The learning rate of one update of `updates` in all: a straight rise, then half a cosine

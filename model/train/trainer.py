@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.dropout import Dropout
 from model.errors import TrainingError
 from model.network import Network
 from model.train import checkpoint
@@ -56,6 +57,8 @@ class Trainer:
         self.facts = {**(facts or {}), "options": asdict(options)}
         self.progress = Progress()
         self.device = next(network.parameters()).device
+        o = options
+        self.dropout = Dropout(o.dropout, o.dropout_mask == "window", o.weight_dropout, o.symbol_dropout)
         fused = self.device.type in ("cpu", "cuda")
         self.adam = torch.optim.AdamW(
             network.parameters(),
@@ -124,7 +127,7 @@ class Trainer:
                     state = self.network.lstm(self.network.embed(x), state)[1]
                 continue
             with self._autocast():
-                y, (h, c) = self.network(x, state, o.dropout)
+                y, (h, c) = self.network(x, state, self.dropout)
             state = (h.detach(), c.detach())
             loss = self.data.loss(y, target)
             value = loss.item()

@@ -27,6 +27,7 @@ from model.errors import (
     BundleTruncated,
     BundleVersionUnknown,
 )
+from model.storage import DTYPES, rounded
 from tests.model.making import make_bundle, make_prepared, make_spec
 
 SHIPPED = Path(bundles.__file__).parent / "bundles"
@@ -58,7 +59,7 @@ def sign(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["series", "text"])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_it_comes_back_as_it_was_saved(tmp_path: Path, task: str, dtype: str) -> None:
     bundle = replace(
         make_bundle(make_spec(task)), training={"seed": 3}, quality={"table": {"model": {"mse_1": 0.5}}}
@@ -70,8 +71,7 @@ def test_it_comes_back_as_it_was_saved(tmp_path: Path, task: str, dtype: str) ->
     assert loaded.description == bundle.description
     assert loaded.digest == stored.digest == sha256((tmp_path / "b" / WEIGHTS).read_bytes()).hexdigest()
     for name, tensor in bundle.weights.items():
-        rounded = tensor.to(bundles.STORED_TYPES[dtype]).float()
-        assert torch.equal(loaded.weights[name], rounded)
+        assert torch.equal(loaded.weights[name], rounded({name: tensor}, dtype)[name])
         assert loaded.weights[name].dtype == torch.float32
 
 
@@ -83,13 +83,19 @@ def test_its_network_computes_what_was_saved(tmp_path: Path) -> None:
     assert torch.equal(loaded.network()(x)[0], bundle.network()(x)[0])
 
 
-def test_float16_is_half_the_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "share"), [("float16", 0.52), ("int8", 0.29)])
+def test_rounded_weights_take_a_part_of_the_room(tmp_path: Path, dtype: str, share: float) -> None:
     bundle = make_bundle(make_spec(hidden=64))
     sizes = []
-    for dtype in ("float32", "float16"):
-        bundles.save(bundle, tmp_path / dtype, dtype)
-        sizes.append((tmp_path / dtype / WEIGHTS).stat().st_size)
-    assert sizes[1] < 0.52 * sizes[0]
+    for stored in ("float32", dtype):
+        bundles.save(bundle, tmp_path / stored, stored)
+        sizes.append((tmp_path / stored / WEIGHTS).stat().st_size)
+    assert sizes[1] < share * sizes[0]
+
+
+def test_saving_what_was_loaded_changes_nothing(tmp_path: Path) -> None:
+    once = bundles.save(make_bundle(make_spec("text")), tmp_path / "once", "int8")
+    assert bundles.save(once, tmp_path / "again", "int8").digest == once.digest
 
 
 def test_saving_again_replaces_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -277,6 +283,35 @@ def test_a_wrong_tensor_is_named(
     edit_weights(saved, edit)
     with pytest.raises(BundleShapeMismatch, match=message):
         bundles.load(saved)
+
+
+INT8, SCALE = torch.int8, "head.weight.scale"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda t: t.pop(SCALE), f"tensor {SCALE} is missing: head.weight is int8"),
+        (lambda t: t.update({SCALE: torch.ones(5)}), rf"{SCALE} is torch.float32 \[5\], must be .* \[6\]"),
+        (lambda t: t.update({SCALE: torch.ones(6).half()}), f"{SCALE} is torch.float16"),
+        (lambda t: t[SCALE].fill_(float("nan")), "head.weight holds a number that is not finite"),
+        (lambda t: t.update({"head.weight": torch.ones(6, 5)}), f"unexpected tensor {SCALE}"),
+        (lambda t: t.update({"head.weight": torch.ones(6, 4, dtype=INT8)}), r"head.weight is \[6, 4\]"),
+        (lambda t: t.update({"head.bias": torch.ones(6, dtype=INT8)}), "head.bias.scale is missing"),
+        (
+            lambda t: t.update({"head.bias": torch.ones(6, dtype=INT8), "head.bias.scale": torch.ones(6)}),
+            r"head.bias is int8 and \[6\]: only matrices are",
+        ),
+        (lambda t: t.pop("lstm.weight_hh_l1"), "tensor lstm.weight_hh_l1.* is missing"),
+    ],
+)
+def test_a_wrong_tensor_of_whole_numbers_is_named(
+    tmp_path: Path, edit: Callable[[dict[str, Tensor]], object], message: str
+) -> None:
+    bundles.save(make_bundle(), tmp_path, "int8")
+    edit_weights(tmp_path, edit)
+    with pytest.raises(BundleShapeMismatch, match=message):
+        bundles.load(tmp_path)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from model.convert import from_torch
+from model.dropout import Dropout
 from model.lstm import StackedLSTM, cell
 from model.network import Network
 from model.reference import Reference, sigmoid
@@ -177,8 +178,8 @@ def test_dropout_acts_only_while_training() -> None:
     x = make_prepared(network.spec, 8, 4)
     with torch.no_grad():
         plain, _ = network(x)
-        torch.testing.assert_close(network(x, None, 0.5)[0], plain)
-        assert not torch.allclose(network.train()(x, None, 0.5)[0], plain)
+        torch.testing.assert_close(network(x, None, Dropout(0.5))[0], plain)
+        assert not torch.allclose(network.train()(x, None, Dropout(0.5))[0], plain)
 
 
 @pytest.mark.parametrize("task", ["series", "text"])
@@ -188,7 +189,7 @@ def test_dropout_leaves_the_inputs_alone(task: str) -> None:
     x = make_prepared(network.spec, 8, 4)
     with torch.no_grad():
         plain, state = network(x)
-        dropped, same_state = network(x, None, 0.5)
+        dropped, same_state = network(x, None, Dropout(0.5))
     torch.testing.assert_close(same_state, state)
     assert not torch.allclose(dropped, plain)
 

@@ -195,6 +195,12 @@ def test_float16_is_measured_as_it_is_stored(capsys: pytest.CaptureFixture[str])
     assert "head.bias reaches 1e+06, which float16 can't hold" in capsys.readouterr().err
 
 
+def test_int8_is_measured_as_it_is_stored() -> None:
+    torch.save(make_net().state_dict(), "net.pt")
+    assert bring("net.pt", "--dtype", "int8") == 0
+    assert 1e-4 < brought().training["imported"]["largest_difference"] < 3e-2
+
+
 QUANTISED = torch.zeros(32, 8, dtype=torch.int8)
 LSTM, OUT = nn.LSTM(3, 8), nn.Linear(8, 4)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from model.config import Architecture, ModelSpec, Signal
+from model.dropout import NONE, Dropout
 from model.errors import TrainingError
 from model.network import Network
 from model.train.options import Options
@@ -153,6 +154,45 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint_that_can_be_read(tmp_path: Pat
     assert trainer.progress.update == trainer.progress.epoch * trainer.data.windows
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_kind_of_dropout_resumes_as_if_uninterrupted(tmp_path: Path, precision: str) -> None:
+    options = replace(
+        OPTIONS, dropout_mask="window", weight_dropout=0.3, symbol_dropout=0.2, precision=precision
+    )
+    whole = make_trainer(options, task="text")
+    whole.fit()
+    interrupt(make_trainer(options, tmp_path, "text"), 2)
+    resumed = make_trainer(options, tmp_path, "text")
+    torch.rand(7)
+    resumed.resume()
+    resumed.fit()
+    assert same(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize(
+    ("change", "dropped"),
+    [
+        ({}, Dropout(0.2)),
+        ({"dropout_mask": "window"}, Dropout(0.2, locked=True)),
+        ({"weight_dropout": 0.5}, Dropout(0.2, weights=0.5)),
+        ({"symbol_dropout": 0.1}, Dropout(0.2, symbols=0.1)),
+    ],
+)
+def test_what_is_dropped_is_what_the_options_say(change: dict[str, Any], dropped: Dropout) -> None:
+    trainer = make_trainer(replace(OPTIONS, epochs=1, **change))
+    seen: list[Dropout] = []
+    forward = trainer.network.forward
+
+    def spy(x: Tensor, state: Any = None, dropout: Dropout = NONE) -> Any:
+        if trainer.network.training:
+            seen.append(dropout)
+        return forward(x, state, dropout)
+
+    trainer.network.forward = spy  # type: ignore[method-assign]
+    trainer.fit()
+    assert set(seen) == {dropped}
+
+
 def test_a_finished_training_resumes_to_its_end(tmp_path: Path) -> None:
     whole = make_trainer(directory=tmp_path)
     whole.fit()
@@ -215,7 +255,7 @@ def test_the_state_is_carried_from_window_to_window_and_not_its_gradient() -> No
     results: list[tuple[Tensor, Tensor]] = []
     forward = trainer.network.forward
 
-    def spy(x: Tensor, state: Any = None, dropout: float = 0.0) -> Any:
+    def spy(x: Tensor, state: Any = None, dropout: Dropout = NONE) -> Any:
         y, after = forward(x, state, dropout)
         if trainer.network.training:
             states.append(state)
@@ -247,17 +287,18 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("epochs", -1), ("window", 0), ("streams", 0), ("dropout", 1.0), ("dropout", -0.1), ("clip", 0.0),
-     ("average", 1.0), ("learning_rate", 0.0), ("learning_rate", math.nan), ("seed", -1), ("patience", 0)],
+    [("epochs", -1), ("window", 0), ("streams", 0), ("dropout", 1.0), ("dropout", -0.1),
+     ("weight_dropout", 1.0), ("symbol_dropout", -0.1), ("clip", 0.0), ("average", 1.0),
+     ("learning_rate", 0.0), ("learning_rate", math.nan), ("seed", -1), ("patience", 0)],
 )  # fmt: skip
 def test_impossible_options_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(TrainingError, match=f"{name.replace('_', '-')} must be"):
         replace(OPTIONS, **{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["precision", "loss"])
+@pytest.mark.parametrize("name", ["precision", "loss", "dropout_mask"])
 def test_an_unknown_choice_is_refused_by_name(name: str) -> None:
-    with pytest.raises(TrainingError, match=f"{name} must be one of"):
+    with pytest.raises(TrainingError, match=f"{name.replace('_', '-')} must be one of"):
         replace(OPTIONS, **{name: "float8"})  # type: ignore[arg-type]
 
 
