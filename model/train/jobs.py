@@ -147,7 +147,7 @@ def _train(
 ) -> Bundle:
     """What both tasks share. extra: facts of the data that `evaluate` needs again."""
     torch.manual_seed(job.options.seed)
-    network = Network(spec).to(device)
+    network = Network(spec, job.options.forget_bias, job.options.chrono).to(device)
     say = job.report.say
     sizes = dict(zip(("train", "validation", "test"), parts.sizes(), strict=True))
     say(f"{job.name}: {spec.architecture.parameters:,} parameters on {device}; rows {sizes}")
