@@ -6,6 +6,7 @@ sequences are short at first and grow when they are mastered (Bengio et al. 2009
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Mapping
@@ -55,7 +56,8 @@ class Progress:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     checks: int = 0
-    recent: list[float] = field(default_factory=list)  # share of wrong answers of the newest sequences
+    # of the newest sequences the share of wrong answers, by the weights that are kept
+    recent: list[float] = field(default_factory=list)
     passed: list[dict[str, float]] = field(default_factory=list)  # lengths that are done: when
     history: list[dict[str, float]] = field(default_factory=list)
     drops: schedules.Drops = field(default_factory=schedules.Drops)
@@ -84,7 +86,8 @@ class Solver:
         self.adam = torch.optim.Adam(
             network.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), fused=True
         )
-        self.mean = {name: p.detach().clone() for name, p in network.named_parameters()}
+        # The network that counts: with the running mean of the weights, if there is one.
+        self.kept = copy.deepcopy(network).requires_grad_(False) if options.average else network
         self.saved = time.monotonic()
 
     @property
@@ -109,9 +112,7 @@ class Solver:
                 self._advance()
             self._checkpoint()
         self._checkpoint(now=True)
-        with torch.no_grad():
-            for name, tensor in self._kept().items():
-                self.network.get_parameter(name).copy_(tensor)
+        self.network.load_state_dict(self.kept.state_dict())
         return p
 
     def _round(self) -> tuple[float, float, float]:
@@ -132,6 +133,9 @@ class Solver:
         batch = self.task.draw(np.random.default_rng((o.seed, p.update)), o.batch).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=o.precision == "bfloat16"):
             y = answers(self.network, batch)
+            with torch.no_grad():  # before it is learnt from
+                kept = answers(self.kept, batch) if o.average else y
+                wrong: list[float] = self.task.wrong(kept, batch).tolist()
         loss = self.task.loss(y, batch)
         value = loss.item()
         if not math.isfinite(value):
@@ -150,8 +154,6 @@ class Solver:
         p.update += 1
         p.sequences += len(batch)
         self._average()
-        with torch.no_grad():
-            wrong: list[float] = self.task.wrong(y.detach(), batch).tolist()
         return value, wrong, o.learning_rate * rise * share
 
     def _mastered(self) -> bool:
@@ -170,13 +172,7 @@ class Solver:
     def _check(self) -> float:
         """The share of wrong answers of the kept weights, on sequences of no update."""
         generator = np.random.default_rng((self.options.seed, CHECK + self.progress.checks))
-        trained = {name: t.detach().clone() for name, t in self.network.named_parameters()}
-        with torch.no_grad():
-            for name, tensor in self._kept().items():
-                self.network.get_parameter(name).copy_(tensor)
-            wrong = test(self.network, self.task, generator)
-            for name, tensor in trained.items():
-                self.network.get_parameter(name).copy_(tensor)
+        wrong = test(self.kept, self.task, generator)
         return sum(wrong) / len(wrong)
 
     def _advance(self) -> None:
@@ -193,11 +189,8 @@ class Solver:
         k, most = self.progress.update, self.options.average
         if most:
             with torch.no_grad():
-                for name, parameter in self.network.named_parameters():
-                    self.mean[name].lerp_(parameter, 1 - min(most, k / (k + 9)))
-
-    def _kept(self) -> dict[str, Tensor]:
-        return self.mean if self.options.average else dict(self.network.named_parameters())
+                for kept, parameter in zip(self.kept.parameters(), self.network.parameters(), strict=True):
+                    kept.lerp_(parameter, 1 - min(most, k / (k + 9)))
 
     def _report(self, told: Mapping[str, float]) -> None:
         self.report.say(
@@ -217,7 +210,7 @@ class Solver:
             with torch.no_grad():
                 for name, parameter in self.network.named_parameters():
                     parameter.copy_(tensors[f"weights/{name}"])
-                    self.mean[name].copy_(tensors[f"mean/{name}"])
+                    self.kept.get_parameter(name).copy_(tensors[f"mean/{name}"])
             checkpoint.restore_optimizer(self.adam, tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise TrainingError(f"{self.directory}: the checkpoint is incomplete: {error!r}") from error
@@ -225,7 +218,7 @@ class Solver:
     def _checkpoint(self, *, now: bool = False) -> None:
         if self.directory is None or not (now or time.monotonic() - self.saved > SAVE_S):
             return
-        tensors = {f"mean/{name}": tensor for name, tensor in self.mean.items()}
+        tensors = {f"mean/{name}": p for name, p in self.kept.named_parameters()}
         tensors |= {f"weights/{name}": p for name, p in self.network.named_parameters()}
         tensors |= checkpoint.of_optimizer(self.adam)
         facts = {**self.facts, **asdict(self.progress)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from model.tasks.catalogue import TASKS, make
 from model.tasks.copying import BLANK, DELIMITER, ITEMS
 from model.tasks.order import SYMBOLS
 from model.tasks.task import Batch, Task
+from model.train.task_options import TaskOptions
 
 COUNT = 300
 
@@ -199,3 +202,11 @@ def test_a_task_that_there_is_not_is_answered_with_those_there_are() -> None:
 def test_inputs_and_outputs_are_the_same_at_every_length(name: str) -> None:
     tasks = [make(name, length) for length in (20, 50, 1000)]
     assert all((a.inputs, a.outputs) == (b.inputs, b.outputs) for a, b in pairwise(tasks))
+
+
+def test_the_page_names_every_task_and_every_flag() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "long-memory.md").read_text()
+    for name in TASKS:
+        assert f"`{name}`" in page
+    for field in fields(TaskOptions):
+        assert f"`--{field.name.replace('_', '-')}`" in page
