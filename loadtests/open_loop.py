@@ -87,7 +87,7 @@ class Caller:
 
     def read(self) -> bytes | None:
         """An answer if it is whole. Raises OSError when the connection ended."""
-        data = self.pull(262144)
+        data = self.pull(32768)  # more would be mapped and unmapped by malloc each time
         if not data:
             raise ConnectionResetError("closed")
         if self.buffer:

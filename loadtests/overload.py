@@ -19,6 +19,7 @@ import secrets
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -54,14 +55,14 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What came of a subject. Memory in MiB: of the replica's process, before and after."""
+    """What came of a subject. memory: of the replica's process, before, at half the time, after, in MiB."""
 
     name: str
     peak: float
     over: Outcome
     before: Outcome
     after: Outcome
-    memory: tuple[float, float]
+    memory: tuple[float, float, float]
 
     @property
     def share(self) -> float:
@@ -166,8 +167,10 @@ def measure(subject: Subject, url: str, args: argparse.Namespace) -> Row:
         before = generator.open_loop(LOOK_S, CALM * peak)
         fresh = _memory(direct)
         print(f"{subject.name}: {args.factor * peak:,.0f} requests/s for {args.seconds:g} s", file=sys.stderr)
-        over = generator.open_loop(args.seconds, args.factor * peak)
-        memory = (fresh, _memory(direct))
+        with ThreadPoolExecutor(1) as other:
+            half = other.submit(_later, args.seconds / 2, direct)
+            over = generator.open_loop(args.seconds, args.factor * peak)
+            memory = (fresh, half.result(), _memory(direct))
         time.sleep(args.rest)
         after = generator.open_loop(LOOK_S, CALM * peak)
     finally:
@@ -183,6 +186,12 @@ def _direct(url: str, model: str) -> str:
     return str(opened["direct_url"])
 
 
+def _later(seconds: float, url: str) -> float:
+    """The memory after a while, while another thread sends."""
+    time.sleep(seconds)
+    return _memory(url)
+
+
 def _memory(url: str) -> float:
     """MiB that the process at this address holds."""
     text = httpx.get(f"{url}/metrics", trust_env=False, timeout=30).raise_for_status().text
@@ -193,7 +202,7 @@ def _memory(url: str) -> float:
 HEAD = (
     f"{'way':<24}{'peak/s':>9}{'offered/s':>11}{'answered/s':>12}{'of peak':>9}{'429':>7}"
     f"{'p50 ms':>9}{'p99 ms':>9}{'429 p50':>9}{'429 p99':>9}{'unsent':>8}"
-    f"{'p99 before':>12}{'after':>8}{'MiB before':>12}{'after':>8}"
+    f"{'p99 before':>12}{'after':>8}{'MiB before':>12}{'half':>8}{'after':>8}"
 )
 
 
@@ -205,7 +214,7 @@ def line(row: Row) -> str:
         f"{refused:>7.0%}{quantile(over.accepted, 0.5):>9.1f}{quantile(over.accepted, 0.99):>9.1f}"
         f"{quantile(over.refused, 0.5):>9.1f}{quantile(over.refused, 0.99):>9.1f}{over.unsent:>8,}"
         f"{quantile(row.before.accepted, 0.99):>12.2f}{quantile(row.after.accepted, 0.99):>8.2f}"
-        f"{row.memory[0]:>12,.0f}{row.memory[1]:>8,.0f}"
+        f"{row.memory[0]:>12,.0f}{row.memory[1]:>8,.0f}{row.memory[2]:>8,.0f}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The commands of the model's side: train, evaluate, inspect. Heavy imports wait until they are needed."""
+"""The commands of the model's side: train, import, evaluate, inspect, explain. Heavy imports wait."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model import task_commands
+from model import inspection, task_commands
 from model.errors import DataError, ModelError
+from model.explain import command as explain_command
 
 if TYPE_CHECKING:
     from model.bundle import Bundle
@@ -24,7 +25,10 @@ FAILED, UNUSABLE = 1, 2  # exit codes: the figures differ; the input can't be us
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Adds the commands. Each sets `func`: parsed arguments to exit code."""
+    from model import import_command
+
     _add_train(subparsers)
+    import_command.register(subparsers).set_defaults(func=guarded(import_command.run))
     command = subparsers.add_parser("evaluate", help="measure a bundle's quality figures again")
     command.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of the bundle")
     command.add_argument(
@@ -43,9 +47,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     command.set_defaults(func=guarded(_evaluate))
-    command = subparsers.add_parser("inspect", help="what a bundle is")
-    command.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of the bundle")
-    command.set_defaults(func=guarded(_inspect))
+    inspection.register(subparsers)
+    explain_command.register(subparsers)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -251,34 +254,6 @@ def _evaluate(args: argparse.Namespace) -> int:
     if not differences:
         print(f"every figure is the manifest's, within {tolerance:g} of it")
     return FAILED if differences else 0
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    from model import bundle as bundles
-
-    bundle = bundles.load(args.bundle)
-    arch = bundle.spec.architecture
-    print(f"{bundle.name}  version {bundle.version}  ({arch.task})")
-    if bundle.description:
-        print(bundle.description)
-    print(f"\nLSTM         {arch.num_layers} layers of {arch.hidden_size}, {arch.parameters:,} parameters")
-    print(f"state        {2 * arch.num_layers * arch.hidden_size * 4:,} bytes a session (h and c, float32)")
-    print(f"SHA-256      {bundle.digest}")
-    if arch.task == "text":
-        print(f"embedding    {arch.input_size}")
-        print(f"vocabulary   {len(bundle.spec.vocabulary)} characters: {bundle.spec.vocabulary!r}")
-    else:
-        residual = ", added to the present value" if arch.residual else ""
-        print(f"leads        {arch.leads} steps ahead at once{residual}")
-        for what, signals in (("inputs", bundle.spec.inputs), ("outputs", bundle.spec.outputs)):
-            print(f"{what:12} {'name':12} {'unit':8} {'mean':>10} {'std':>10}")
-            for s in signals:
-                print(f"{'':12} {s.name:12} {s.unit or '-':8} {s.mean:10.4g} {s.std:10.4g}")
-    show_quality(bundle)
-    print("\ntraining")
-    for key, value in bundle.training.items():
-        print(f"  {key:22} {value}")
-    return 0
 
 
 def show_quality(bundle: Bundle) -> None:

@@ -12,7 +12,8 @@ ModelError
 ├── ConversionError         a foreign state dict can't become this LSTM
 ├── DataError               a data file can't be read as the task needs it
 ├── TaskError               there is no such task, or not at that length
-└── TrainingError           training can't start, can't go on, or can't be resumed from what is there
+├── TrainingError           training can't start, can't go on, or can't be resumed from what is there
+└── ExplainError            the page about a bundle can't be made or written
 """
 
 
@@ -66,3 +67,7 @@ class TrainingError(ModelError):
 
 class TaskError(ModelError):
     """A long-memory task that does not exist, or that can't be set at the length asked for."""
+
+
+class ExplainError(ModelError):
+    """The page about a bundle can't be made (matplotlib is missing) or can't be written."""

@@ -1,4 +1,4 @@
-"""The command: `cellstate serve` and `bench`, and the model side's train, evaluate and inspect."""
+"""The command: `cellstate serve` and `bench`, and the model side's train, evaluate, inspect and explain."""
 
 from __future__ import annotations
 

@@ -25,10 +25,11 @@ from service import listener, logs, metrics_merge, nodes, shortcut
 from service.api.access import Access
 from service.api.cluster import Cluster, Facts, Replica
 from service.api.guard import Guard
-from service.asgi import ASGI, Receive, Scope, Send
+from service.asgi import ASGI
 from service.certificates import authorities
 from service.listener import Listener
 from service.metrics import Exposition, Process
+from service.mount import Mount
 from service.occupancy import Occupancy
 from service.pulse import Pulse
 from service.settings import SettingError, Settings, direct_port_range, read
@@ -60,34 +61,6 @@ class NotServed(RuntimeError):
     """There is no such model."""
 
 
-class _Whole:
-    """Gives an ASGI callable the full path and no mount point, whichever way Ray came in by."""
-
-    def __init__(self, app: ASGI, prefix: str) -> None:
-        self._app = app
-        self._prefix = prefix
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await _answer_lifespan(receive, send)
-            return
-        if scope.get("root_path"):
-            scope["root_path"] = ""
-        if not scope["path"].startswith(self._prefix):
-            scope["path"] = self._prefix + scope["path"]
-        await self._app(scope, receive, send)
-
-
-async def _answer_lifespan(receive: Receive, send: Send) -> None:
-    # The replica's constructor starts the application: an error there reaches the user, one in the lifespan
-    # is reported as "see the replica's logs".
-    while True:
-        event = (await receive())["type"]
-        await send({"type": f"{event}.complete"})
-        if event == "lifespan.shutdown":
-            return
-
-
 @dataclass(frozen=True, slots=True)
 class Served:
     """What a model's replicas run with. bundles: paths of its versions."""
@@ -115,13 +88,13 @@ class ModelReplica:
         self._listener = Listener(self._application, socket, settings, self._application.requests.refused)
         self._listener.open()
         self._prefix = f"/v1/models/{model}"
-        shortcut.serve(_Whole(self._application, self._prefix))
+        shortcut.serve(Mount(self._application, self._prefix))
         entry = Replica(model=model, replica=replica, url=self._application.direct_url)
         _keep(model, Served(settings, tuple(bundles)))
         self._heartbeat = asyncio.get_running_loop().create_task(_announce(entry))
 
     def __serve_build_asgi_app__(self) -> ASGI:
-        return _Whole(self._application, self._prefix)
+        return Mount(self._application, self._prefix)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's controller gets to see of this replica; asked for if replicas are scaled."""
@@ -195,10 +168,10 @@ class Root:
         await self._access.watch()
         self._exposition = Exposition([], cluster.requests, process, self._access.counted)
         self._guarded = Guard(cluster, self._access, cluster.paths)
-        shortcut.serve(_Whole(self._guarded, ""))
+        shortcut.serve(Mount(self._guarded, ""))
 
     def __serve_build_asgi_app__(self) -> ASGI:
-        return _Whole(self._guarded, "")
+        return Mount(self._guarded, "")
 
     async def register(self, entry: Replica) -> None:
         """A replica lives; it calls again before SILENCE_S is over."""

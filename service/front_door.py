@@ -67,6 +67,20 @@ _TLS = "alpn http/1.1 ssl-min-ver TLSv1.2"
 #: The front door's certificate, beside HAProxy's files: `certificates.place` puts it there
 CERTIFICATE = "door.pem"
 
+#: Where refusals are many they are held back, as `gate` does on a replica's own port and for its reason:
+#: those beyond the first of a span are answered when it is over, or let in if there is room by then.
+HOLD = "hold.lua"
+_HOLD = """\
+local span_ms, at_once, began, count = 250, 64, 0, 0
+core.register_action("hold", {"http-req"}, function(txn)
+  local now = core.now()
+  local at = now.sec * 1000 + now.usec / 1000
+  if at - began >= span_ms then began, count = at, 0 end
+  count = count + 1
+  if count > at_once then core.msleep(math.ceil(began + span_ms - at)) end
+end)
+"""
+
 #: Errors of HAProxy's own, in the words of `api.problems`. It makes 502, 503 and 504 a 500 otherwise.
 _PROBLEMS = {
     400: ("bad_request", "The request can't be read", "the request is not HTTP as RFC 9112 has it"),
@@ -118,7 +132,7 @@ def environment(directory: Path) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """requests: at once, for each replica of a model. timeout_s: that a request may take to arrive."""
+    """requests: at once in each replica of a model. timeout_s: that a request may take to arrive."""
 
     requests: int = 512
     timeout_s: float = 60.0
@@ -127,8 +141,8 @@ class Bounds:
 def rewrite(
     configuration: str, directory: Path, bounds: Bounds = Bounds(), certificate: Path | None = None
 ) -> str:
-    """Serve's HAProxy configuration as this service wants it. Error pages are in `directory`. certificate: of
-    the front door, if it speaks TLS."""
+    """Serve's HAProxy configuration as this service wants it. What it names is in `directory`.
+    certificate: of the front door, if it speaks TLS."""
     if certificate is not None:
         configuration, found = _BIND.subn(rf"\1 ssl crt {certificate} {_TLS}", configuration)
         if not found:  # a door in the clear must not pass for one with TLS
@@ -145,7 +159,9 @@ def rewrite(
 def _section(section: str, directory: Path, models: list[str], bounds: Bounds) -> str:
     lines = [line for line in section.splitlines() if not _DROPPED_LINES.match(line)]
     lines = [_NO_ROUTE.sub(r"\1http-request deny deny_status 503", line) for line in lines]
-    if section.startswith("defaults"):
+    if section.startswith("global"):
+        lines.append(f"    lua-load {directory / HOLD}")
+    elif section.startswith("defaults"):
         # A stream may be idle for as long as its session lives.
         lines.append("    timeout tunnel 7d")
         # Without it a check has the time until the next one, 250 ms after a failure: too little for a replica
@@ -158,7 +174,9 @@ def _section(section: str, directory: Path, models: list[str], bounds: Bounds) -
             lines.append(f"    timeout http-keep-alive {_IDLE_S}s")
         lines += [f"    errorfile {status} {directory / f'{status}.http'}" for status in _PROBLEMS]
     elif section.startswith("frontend"):
-        lines = _gated(lines, models, bounds.requests)
+        # Twice what a replica is to have: as many again are in the door, on their way in or out, when it has
+        # to refuse others, and a replica must not wait for its work meanwhile.
+        lines = _gated(lines, models, 2 * bounds.requests)
     elif section.startswith("backend") and section.split()[1] in models:
         lines += _streams(section.split()[1], lines)
     return "\n".join(lines) + "\n"
@@ -177,11 +195,10 @@ def _gated(lines: list[str], models: list[str], most: int) -> list[str]:
     for model in models:
         here = f"is_{model} METH_POST !stream !replica {{ nbsrv({model}) gt 0 }}"
         taken = f"be_conn({model}),div(txn.servers)"
-        rules += [
-            f"    http-request set-var(txn.servers) nbsrv({model}) if is_{model}",
-            f"    http-request deny deny_status 429 if {here} {{ {taken} ge {most} }}",
-            f"    http-request deny deny_status 429 if {here} begins {{ {taken} ge {most // 2} }}",
-        ]
+        too_many = [f"if {here} {{ {taken} ge {most} }}", f"if {here} begins {{ {taken} ge {most // 2} }}"]
+        rules.append(f"    http-request set-var(txn.servers) nbsrv({model}) if is_{model}")
+        rules += [f"    http-request lua.hold {condition}" for condition in too_many]
+        rules += [f"    http-request deny deny_status 429 {condition}" for condition in too_many]
     if not models:
         return lines
     uses = []
@@ -224,12 +241,18 @@ def error_page(status: int) -> str:
     return "\r\n".join([f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *headers, "", body])
 
 
+def write_files(directory: Path) -> None:
+    """What a rewritten configuration names."""
+    (directory / HOLD).write_text(_HOLD)
+    for status in _PROBLEMS:
+        (directory / f"{status}.http").write_text(error_page(status), newline="")
+
+
 def prepare(arguments: Iterable[str]) -> None:
     """Rewrites the file behind `-f` in place, and writes the error pages beside it."""
     arguments = list(arguments)
     path = Path(arguments[arguments.index("-f") + 1])
-    for status in _PROBLEMS:
-        (path.parent / f"{status}.http").write_text(error_page(status), newline="")
+    write_files(path.parent)
     bounds = Bounds(*(settings.one(name) for name in SETTINGS))
     # Serve gives each node's HAProxy a directory below the one that was asked for
     found = [place / CERTIFICATE for place in (path.parent, path.parent.parent)]

@@ -121,6 +121,7 @@ class Listener:
     async def close(self) -> None:
         """Takes no more connections and waits for the requests that run, `drain_s` at most."""
         self._server.should_exit = True
+        self.gate.let_go()
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._task is not None:

@@ -164,6 +164,9 @@ class Cluster:
     def _unknown(self, path: str) -> Reply:
         if path.startswith("/v1/models/"):
             model = path.removeprefix("/v1/models/").partition("/")[0]
+            if model in self._models:  # then the front door has no replica of it, or the wrong one
+                why = f"the front door leads to no replica of {model!r} now; nothing was executed"
+                return refusal(Unavailable(why, retry_after_s=1))
             known = (
                 f"; served here: {', '.join(self._models) or 'none'}" if ASKER.get().identity.trusted else ""
             )

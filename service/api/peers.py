@@ -17,6 +17,7 @@ import httpx
 
 from service.api.access import NAMESPACE, Identity
 from service.api.messages import Request, Response
+from service.api.problems import code_in
 from service.asked import PEER, Attributes, current_trace, new_span_id, onward
 from service.logs import Repeated
 from service.sessions.names import prefix_of
@@ -120,6 +121,9 @@ class Peers:
             )
             sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
             raise PeerAway(f"the replica at {address} did not answer: {error!r}", sent=sent) from error
+        if answer.status_code == httpx.codes.NOT_FOUND and code_in(404, answer.content) == "not_found":
+            # By now a replica of another model has that address
+            raise PeerAway(f"the replica at {address} is of another model", sent=False)
         self.passed_on += 1
         kept = tuple(
             (name.encode(), answer.headers[name].encode())

@@ -146,8 +146,8 @@ def test_inspect_tells_what_a_bundle_is(here: Path, capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().out
     bundle = bundles.load(here / "bundles" / "plant")
     for expected in (
-        "plant  version 1  (series)", "1 layers of 8", f"{bundle.spec.architecture.parameters:,} parameters",
-        "4 steps ahead", "heat", "°C", bundle.digest, "model.mse_4", "cellstate train series",
+        "plant  version 1  (series)", "1 layer of 8", f"{bundle.spec.architecture.parameters:,} parameters",
+        "4 steps ahead", "heat", "°C", bundle.digest, "mse_4", "persistence", "cellstate train series",
     ):  # fmt: skip
         assert expected in shown
     assert main(["inspect", "bundles/verse"]) == 0

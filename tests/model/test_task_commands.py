@@ -39,7 +39,8 @@ def test_a_task_from_training_to_evaluation(here: Path, capsys: pytest.CaptureFi
     assert main(["inspect", "bundles/lag-2a-6"]) == 0
     shown = capsys.readouterr().out
     assert "quality on the test part, 10000 sequences" in shown
-    assert "model.right" in shown
+    assert "sequences_right" in shown
+    assert f"curve, last of {len(bundle.training['curve'])}" in shown
     assert main(["evaluate", "bundles/lag-2a-6"]) == 0
     told = capsys.readouterr()
     assert "every figure is the manifest's" in told.out

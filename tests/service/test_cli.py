@@ -40,7 +40,7 @@ def test_every_setting_is_a_flag_with_its_help() -> None:
 
 def test_the_help_names_the_commands() -> None:
     text = run("--help").stdout
-    for command in ("serve", "train", "evaluate", "inspect"):
+    for command in ("serve", "train", "evaluate", "inspect", "explain"):
         assert command in text
 
 

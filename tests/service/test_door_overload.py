@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -89,8 +90,7 @@ async def door(tmp_path: Path, bounds: front_door.Bounds) -> AsyncIterator[Door]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    for status in front_door._PROBLEMS:
-        (tmp_path / f"{status}.http").write_text(front_door.error_page(status), newline="")
+    front_door.write_files(tmp_path)
     written = CONFIGURATION.format(door=port, replica=listening.getsockname()[1])
     file = tmp_path / "haproxy.cfg"
     file.write_text(front_door.rewrite(written, tmp_path, bounds))
@@ -117,7 +117,7 @@ async def door(tmp_path: Path, bounds: front_door.Bounds) -> AsyncIterator[Door]
 
 
 async def test_a_request_too_much_is_refused_at_the_door(tmp_path: Path) -> None:
-    async with door(tmp_path, front_door.Bounds(requests=4)) as here:
+    async with door(tmp_path, front_door.Bounds(requests=2)) as here:  # and as many in the door
         held = await here.fill(2)
         assert await here.status(PREDICT) == 429  # at half of it
         held += await here.fill(2)
@@ -134,8 +134,24 @@ async def test_a_request_too_much_is_refused_at_the_door(tmp_path: Path) -> None
         assert (await client.answer())[0] == 200
 
 
+async def test_many_refusals_are_held_back_and_let_in_if_there_is_room_by_then(tmp_path: Path) -> None:
+    async with door(tmp_path, front_door.Bounds(requests=1)) as here:
+        held = await here.fill(2)
+        clients = [await here.send(FACTS) for _ in range(200)]
+        assert [(await client.answer())[0] for client in clients] == [200] * 200
+        for client in clients:
+            client.send(STEPS)
+        answers = [asyncio.ensure_future(client.answer()) for client in clients]
+        await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+        here.app.go_on.set()
+        statuses = Counter([(await answer)[0] for answer in answers])
+        assert set(statuses) == {200, 429}
+        assert statuses[429] >= 64
+        assert [(await one.answer())[0] for one in held] == [200] * 2
+
+
 async def test_streams_take_no_requests_place(tmp_path: Path) -> None:
-    async with door(tmp_path, front_door.Bounds(requests=2)) as here:
+    async with door(tmp_path, front_door.Bounds(requests=1)) as here:
         url = f"ws://127.0.0.1:{here.port}/v1/models/m/sessions/a/stream"
         async with connect(url, proxy=None), connect(url, proxy=None), connect(url, proxy=None):
             await here.fill(2)

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 from websockets.asyncio.client import connect
 
+from service import gate
 from service.asgi import Receive, Scope, Send
 from service.gate import GateProtocol
 from service.listener import Listener, bind
@@ -129,6 +130,45 @@ async def test_a_request_too_much_is_told_so_at_once_and_taken_later() -> None:
         for client in (third, first):  # the same connections go on
             client.send(POST)
             assert (await client.answer())[0] == 200
+
+
+async def test_many_refusals_are_held_back_and_each_is_answered_in_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gate, "AT_ONCE", 1)
+    monkeypatch.setattr(gate, "HOLD_S", 0.3)
+    async with place(max_requests=2) as here:
+        running = await here.fill(2)
+        clients = [await here.client() for _ in range(4)]
+        for client in clients:
+            client.send(POST)
+            await client.writer.drain()
+        first = {asyncio.ensure_future(client.answer()): client for client in clients}
+        done, held = await asyncio.wait(first, timeout=0.1)
+        assert len(done) == 1
+        assert len(held) == 3
+        early = first[next(iter(held))]
+        early.send(GET)  # does not wait for its refusal
+        assert [(await answer)[0] for answer in first] == [429] * 4
+        assert (await early.answer())[0] == 200
+        here.app.go_on.set()
+        assert [(await client.answer())[0] for client in running] == [200, 200]
+        assert here.refused == {"requests": 4}
+
+
+async def test_a_refusal_that_is_held_back_is_written_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "AT_ONCE", 0)
+    monkeypatch.setattr(gate, "HOLD_S", 60.0)
+    async with place(max_requests=2) as here:
+        await here.fill(2)
+        client = await here.client()
+        client.send(POST)
+        while not here.refused:  # noqa: ASYNC110  (nothing tells of it)
+            await asyncio.sleep(0.01)
+        here.app.go_on.set()
+        closing = asyncio.ensure_future(here.listener.close())
+        assert (await client.answer())[0] == 429
+        await closing
 
 
 async def test_what_is_no_request_for_work_is_let_in() -> None:

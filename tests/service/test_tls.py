@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 from loadtests.bundles import random_bundle
 from service.settings import SettingError, Settings
 from tests.conftest import free_port
-from tests.service.test_keys import FIRST, MODEL, added, bearer, cellstate, running
+from tests.service.test_keys import FIRST, MODEL, added, bearer, cellstate, replicas_behind, running
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
 
@@ -121,11 +121,7 @@ def test_the_front_door_and_the_replicas_speak_tls(
         httpx.Client(base_url=url, verify=certificate.context, trust_env=False, timeout=30) as client,
     ):
         check_port(url, certificate, key)
-        replicas = {
-            client.post(f"/v1/models/{MODEL}/sessions", headers=headers).json()["direct_url"]
-            for _ in range(32)
-        }
-        assert len(replicas) == 2
+        replicas = replicas_behind(client, key, 2)
         for replica in replicas:
             check_port(replica, certificate, key)
         # The processes ask each other: the root the replicas, and a replica the owner of a session

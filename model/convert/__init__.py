@@ -1,0 +1,3 @@
+from model.convert.torch_state import from_torch
+
+__all__ = ["from_torch"]
