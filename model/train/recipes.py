@@ -15,7 +15,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "multiplication": {"hidden": 32, "learning_rate": 0.01},
     "order-2": {"hidden": 16},
     "order-3": {"hidden": 32},
-    "copying": {"hidden": 128, "learning_rate": 0.006, "start": 5, "growth": 2.0, "passed": 0.1},
+    "copying": {"hidden": 128, "learning_rate": 0.006, "start": 5, "growth": 2.0, "passed": 0.05},
 }
 
 

@@ -29,7 +29,7 @@ from model.train.report import Report
 from model.train.task_options import TaskOptions
 
 ROUND = 20  # updates between two lines of the history, at which the schedule looks at the loss
-FOUND = 0.5  # the rate does not fall while more answers are wrong: the way is still to be found
+FOUND = 0.2  # the rate does not fall while more answers are wrong: the way is still to be found
 SAVE_S = 30.0  # seconds between two checkpoints
 CHECK = 2**32  # what seeds of checks begin at, beyond every update's
 
@@ -218,7 +218,7 @@ class Solver:
     def _checkpoint(self, *, now: bool = False) -> None:
         if self.directory is None or not (now or time.monotonic() - self.saved > SAVE_S):
             return
-        tensors = {f"mean/{name}": p for name, p in self.kept.named_parameters()}
+        tensors: dict[str, Tensor] = {f"mean/{name}": p for name, p in self.kept.named_parameters()}
         tensors |= {f"weights/{name}": p for name, p in self.network.named_parameters()}
         tensors |= checkpoint.of_optimizer(self.adam)
         facts = {**self.facts, **asdict(self.progress)}
