@@ -94,6 +94,19 @@ def _add_train(subparsers: argparse._SubParsersAction[Any]) -> None:
     add("--leads", type=int, default=1, help="rows ahead that are predicted at once")
     add("--residual", action="store_true", help="predict the difference from the present value")
     add("--season", type=int, default=0, help="rows in a period; adds the seasonal forecast to the figures")
+    add("--rank", type=int, default=0, help="functions of the lead in the head; 0: weights for each lead")
+    add(
+        "--memory",
+        action="store_true",
+        help="units that remember means and waves of each input from the start",
+    )
+    add(
+        "--ridge",
+        type=float,
+        default=3e-3,
+        help="with --memory: penalty of the regression the head starts as",
+    )
+    add("--quantiles", type=_levels, default=[], metavar="P,Q", help="levels told beside the prediction")
     _add_common(add, hidden=128, layers=1, parts=[0.7, 0.1, 0.2])
     series.set_defaults(func=guarded(_train_series), recorder=add)
     text = kinds.add_parser("text", help="on a text file: the next character")
@@ -171,6 +184,13 @@ def _parts(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
+def _levels(text: str) -> list[float]:
+    levels = [float(level) for level in text.split(",")]
+    if any(not 0 < level < 1 for level in levels) or levels != sorted(set(levels)):
+        raise argparse.ArgumentTypeError(f"levels rise and are between 0 and 1, not {text}")
+    return levels
+
+
 def _options(args: argparse.Namespace) -> Options:
     from model.train.options import Options
 
@@ -217,6 +237,10 @@ def _train_series(args: argparse.Namespace) -> int:
         leads=args.leads,
         residual=args.residual,
         season=args.season,
+        rank=args.rank,
+        memory=args.memory,
+        ridge=args.ridge,
+        quantiles=tuple(args.quantiles),
     )
     job = _job("series", args)
     show_quality(train_series(args.csv, columns, job))

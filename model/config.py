@@ -14,6 +14,9 @@ Task = Literal["series", "text"]
 #: inf - inf = NaN; a million standard deviations is no observation of anything.
 MAX_NORMALISED = 1e6
 
+#: Least width of quantiles, in deviations: what is estimated as less is no estimate.
+LEAST_WIDTH = 0.01
+
 #: Largest size of anything: a manifest's typing error must not exhaust the memory before it is noticed.
 LARGEST = 100_000
 
@@ -40,6 +43,9 @@ class Architecture:
     leads: how many steps ahead the head predicts at once; row 0 is the next step.
     residual: the head's prediction is added to the current normalised value of the same signal,
     so that a head of zeros says "like now".
+    rank: functions of the lead that the head combines, for heads of many leads; 0: each lead has weights of
+    its own. quantiles: levels that are told beside the prediction, rising. spread: functions of the lead of
+    which the width of the quantiles is made.
     """
 
     task: Task
@@ -49,6 +55,9 @@ class Architecture:
     output_size: int
     leads: int = 1
     residual: bool = False
+    rank: int = 0
+    quantiles: tuple[float, ...] = ()
+    spread: int = 0
 
     def __post_init__(self) -> None:
         for name in ("input_size", "hidden_size", "num_layers", "output_size", "leads"):
@@ -63,6 +72,27 @@ class Architecture:
             raise ValueError(f"architecture.task must be 'series' or 'text', not {self.task!r}")
         if self.task == "text" and (self.leads != 1 or self.residual):
             raise ValueError("a text model has one lead and no residual")
+        self._check_quantiles()
+
+    def _check_quantiles(self) -> None:
+        levels = self.quantiles
+        if not isinstance(levels, list | tuple) or not all(
+            isinstance(level, float) and 0 < level < 1 for level in levels
+        ):
+            raise ValueError(f"architecture.quantiles must be levels between 0 and 1, not {levels!r}")
+        object.__setattr__(self, "quantiles", tuple(levels))  # JSON has lists
+        if list(levels) != sorted(set(levels)):
+            raise ValueError(f"architecture.quantiles must rise, not {levels!r}")
+        for name in ("rank", "spread"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= self.leads:
+                raise ValueError(
+                    f"architecture.{name} must be a number from 0 to the {self.leads} leads, not {value!r}"
+                )
+        if bool(self.spread) != bool(levels):
+            raise ValueError("architecture.quantiles and architecture.spread need each other")
+        if self.task == "text" and (self.rank or levels):
+            raise ValueError("a text model has no rank and no quantiles")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of the weights file, by name. Rows of the LSTM's are the gates i, f, g, o."""
@@ -74,8 +104,15 @@ class Architecture:
             shapes[f"lstm.weight_ih_l{layer}"] = (4 * H, H if layer else self.input_size)
             shapes[f"lstm.weight_hh_l{layer}"] = (4 * H, H)
             shapes[f"lstm.bias_l{layer}"] = (4 * H,)
-        shapes["head.weight"] = (self.leads * self.output_size, H)
-        shapes["head.bias"] = (self.leads * self.output_size,)
+        rows = (self.rank or self.leads) * self.output_size
+        shapes["head.weight"], shapes["head.bias"] = (rows, H), (rows,)
+        if self.rank:
+            shapes["head.basis"] = (self.leads, self.rank)
+        if self.spread:
+            rows = self.spread * self.output_size
+            shapes["spread.weight"], shapes["spread.bias"] = (rows, H), (rows,)
+            shapes["spread.basis"] = (self.leads, self.spread)
+            shapes["spread.offsets"] = (len(self.quantiles), self.leads, self.output_size)
         return shapes
 
     @property

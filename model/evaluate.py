@@ -91,11 +91,11 @@ def measure(
     precision: what the network computes in, to be told with the figures.
     """
     name, part = parts.measured
-    rows = origins(part, spec.architecture.leads)
     quality: dict[str, Any] = {"part": name, "rows": [part.start, part.stop - 1]}
     device = network.device
     if isinstance(data, Text):
         tokens = torch.from_numpy(data.tokens(spec.vocabulary)).to(device)
+        rows = origins(part, 1)
         warm = min(rows.start, WARM if streams == 1 else WARM_PIECE)
         return {
             **quality,
@@ -110,7 +110,7 @@ def measure(
     table, units = series_figures(network, x.to(device), y.to(device), part, season)
     return {
         **quality,
-        "windows": len(rows),
+        "windows": len(origins(part, spec.architecture.leads)),
         "leads": spec.architecture.leads,
         "season": season,
         "state": f"one stream from row 0 on, {precision}",

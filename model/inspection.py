@@ -140,7 +140,11 @@ def _what_goes_in(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"vocabulary   {len(found['vocabulary'])} characters: {_cut(repr(found['vocabulary']), 400)}"
         return
     leads = "1 step" if arch["leads"] == 1 else f"{arch['leads']} steps"
-    yield f"leads        {leads} ahead at once{', added to the present value' if arch['residual'] else ''}"
+    added = ", added to the present value" if arch["residual"] else ""
+    rank = f", of {arch['rank']} functions of the lead" if arch["rank"] else ""
+    yield f"leads        {leads} ahead at once{added}{rank}"
+    if arch["quantiles"]:
+        yield f"quantiles    {', '.join(f'{level:g}' for level in arch['quantiles'])}"
     both = found["inputs"] == found["outputs"]
     for what in ("inputs",) if both else ("inputs", "outputs"):
         yield ""

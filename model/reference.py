@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from model.config import ModelSpec
+from model.config import LEAST_WIDTH, ModelSpec
 
 Array = NDArray[np.float64]
 
@@ -44,13 +44,26 @@ class Reference:
             i, f, g, o = np.split(a, 4)
             self.c[k] = sigmoid(f) * self.c[k] + sigmoid(i) * np.tanh(g)
             x = self.h[k] = sigmoid(o) * np.tanh(self.c[k])
-        y: Array = (w["head.weight"] @ x + w["head.bias"]).reshape(arch.leads, arch.output_size)
+        y = self._head("head", x)
         if arch.task == "text":
             y = y - y.max()
             return np.asarray(y - np.log(np.exp(y).sum()))
         if arch.residual:
             y = y + prepared[list(self.spec.output_columns or ())]
         return y
+
+    def quantiles(self, y: Array) -> Array:
+        """Those of the newest step, whose prediction y [leads, outputs] was: [levels, leads, outputs]."""
+        width = np.maximum(self._head("spread", self.h[-1]), LEAST_WIDTH)
+        return np.asarray(y + self.w["spread.offsets"] * width)
+
+    def _head(self, name: str, x: Array) -> Array:
+        """[leads, outputs] from the top layer's h."""
+        w = self.w
+        y: Array = (w[f"{name}.weight"] @ x + w[f"{name}.bias"]).reshape(
+            -1, self.spec.architecture.output_size
+        )
+        return w[f"{name}.basis"] @ y if f"{name}.basis" in w else y
 
     def run(self, prepared: ArrayLike) -> Array:
         """A sequence of steps [T, I] or [T]: the next step's prediction after each, [T, outputs]."""

@@ -32,28 +32,41 @@ class Predictor(Protocol):
         [T, S, leads, outputs], and the state after them, which is passed in again and not looked at."""
         ...
 
+    def with_quantiles(self, x: Tensor, state: Any, /) -> tuple[Tensor, Tensor, Any]:
+        """The same with the quantiles [T, S, levels, leads, outputs] of the predictions."""
+        ...
+
 
 @dataclass(frozen=True)
 class Streamed:
     """Predictions of one chunk. rows [T, S]: the last row seen; valid [T, S]: whether it is asked for;
     y [T, S, leads, outputs]: the predictions of rows + 1 ... rows + leads, normalised, or log-probabilities.
+    quantiles [T, S, levels, leads, outputs] of them, if they were asked for and there are any.
     """
 
     rows: Tensor
     valid: Tensor
     y: Tensor
+    quantiles: Tensor | None = None
 
 
 @torch.no_grad()
 def stream(
-    network: Predictor, x: Tensor, rows: range, *, streams: int = 1, warm: int | None = None
+    network: Predictor,
+    x: Tensor,
+    rows: range,
+    *,
+    streams: int = 1,
+    warm: int | None = None,
+    quantiles: bool = False,
 ) -> Iterator[Streamed]:
     """Predictions after each of `rows`, the state carried from row to row.
 
     x: all prepared steps of the data, [N, I] or [N]. One stream runs from rows.start - warm (default: from
     the first row of the data) to the end. More streams cut `rows` into equal pieces that run side by side,
-    each over its own `warm` rows first: faster, and a little less exact.
+    each over its own `warm` rows first: faster, and a little less exact. quantiles: whether they are wanted.
     """
+    quantiles = quantiles and bool(network.spec.architecture.quantiles)
     if isinstance(network, nn.Module):
         network.eval()
     warm = rows.start if warm is None else min(warm, rows.start)
@@ -64,10 +77,14 @@ def stream(
         steps = torch.arange(t, min(t + CHUNK, warm + length))  # [T]
         at = starts + steps[:, None]
         # The last piece may be shorter than the others: it runs on over the last row, and is not counted.
-        y, state = network(x[at.clamp(max=len(x) - 1).to(x.device)], state)
+        chunk, q = x[at.clamp(max=len(x) - 1).to(x.device)], None
+        if quantiles:
+            y, q, state = network.with_quantiles(chunk, state)
+        else:
+            y, state = network(chunk, state)
         valid = (steps[:, None] >= warm) & (at < rows.stop)
         if valid.any():
-            yield Streamed(at, valid, y)
+            yield Streamed(at, valid, y, q)
 
 
 def origins(part: range, leads: int) -> range:
@@ -84,46 +101,88 @@ def targets(outputs: Tensor, rows: Tensor, leads: int) -> Tensor:
 Table = dict[str, dict[str, float]]
 
 
+#: Leads at which errors are told, if the model sees so far; beside the first and its last
+HORIZONS = (24, 48, 96, 168, 336, 720)
+
+
+def horizons(leads: int) -> list[int]:
+    return sorted({1, leads, *(k for k in HORIZONS if k < leads)})
+
+
 def series_figures(
     network: Predictor, x: Tensor, outputs: Tensor, part: range, season: int = 0, warm: int | None = None
 ) -> tuple[Table, Table]:
     """Errors over a part: a table of the model and of naive forecasts, normalised, and one of the model's
     mean absolute error of each output in its own unit.
 
-    x [N, I], outputs [N, O]: the data, normalised. Every window of `leads` rows inside the part counts once;
-    mse_1 and mae_1 are of the windows' first row, mse_<leads> and mae_<leads> the mean of all their rows.
-    persistence repeats the newest value; seasonal the values one season (or, for leads beyond it, the least
-    whole number of seasons) before.
+    x [N, I], outputs [N, O]: the data, normalised. mse_k and mae_k are means over the first k leads of every
+    window of k rows inside the part. persistence repeats the newest value; seasonal the values one season
+    (or, for leads beyond it, the least whole number of seasons) before. Of a model with quantiles also
+    coverage, in a row for each level: below_k is the share of what came that lay below it, and in the row
+    "interval" between the lowest and the highest level.
     """
-    arch = network.spec.architecture
-    rows = origins(part, arch.leads)
-    truth = targets(outputs, torch.tensor(rows), arch.leads)  # [W, leads, O]
-    y = torch.cat([s.y[s.valid.to(s.y.device)] for s in stream(network, x, rows, warm=warm)])
-    table = {"model": _errors(y, truth)}
-    at = torch.tensor(rows)[:, None].to(outputs.device)
-    ahead = torch.arange(1, arch.leads + 1, device=outputs.device)
-    table["persistence"] = _errors(outputs[at.expand(-1, arch.leads)], truth)
-    if season and rows.start + 1 >= season * math.ceil(arch.leads / season):
+    leads = network.spec.architecture.leads
+    rows = origins(part, 1)
+    at = torch.tensor(rows, device=outputs.device)
+    last = outputs[-1:].expand(leads, -1)  # beyond the file; never counted
+    truth = targets(torch.cat((outputs, last)), at, leads)  # [W, leads, O]
+    y, below = _predicted(network, x, rows, truth, warm)
+    table = {"model": _errors(y - truth)}
+    table["persistence"] = _errors(outputs[at][:, None] - truth)
+    ahead = torch.arange(1, leads + 1, device=outputs.device)
+    if season and rows.start + 1 >= season * math.ceil(leads / season):
         back = season * ((ahead + season - 1) // season)
-        table["seasonal"] = _errors(outputs[at + ahead - back], truth)
-    std = torch.tensor([s.std for s in network.spec.outputs], dtype=torch.float64)
-    error = (y.double() - truth.double()).abs().cpu() * std
+        table["seasonal"] = _errors(outputs[at[:, None] + ahead - back] - truth)
+    table |= _coverage(network.spec.architecture.quantiles, below)
+    std = torch.tensor([s.std for s in network.spec.outputs], device=outputs.device)
+    error = (y - truth).abs() * std
     units = {
-        s.name: {f"mae_{k}": error[:, :k, n].mean().item() for k in sorted({1, arch.leads})}
+        s.name: {f"mae_{k}": _mean(error[..., n], k) for k in horizons(leads)}
         for n, s in enumerate(network.spec.outputs)
     }
     return table, units
 
 
-def _errors(y: Tensor, truth: Tensor) -> dict[str, float]:
-    """y, truth [W, leads, O]; in float64, for sums over many windows."""
-    difference = y.double() - truth.double()
-    leads = truth.shape[1]
-    figures = {}
-    for k in sorted({1, leads}):
-        figures[f"mse_{k}"] = difference[:, :k].square().mean().item()
-        figures[f"mae_{k}"] = difference[:, :k].abs().mean().item()
+def _predicted(
+    network: Predictor, x: Tensor, rows: range, truth: Tensor, warm: int | None
+) -> tuple[Tensor, Tensor]:
+    """Predictions [W, leads, O], and how many of the outputs lay below each level of the quantiles, and
+    between the outer ones: [W, levels + 1, leads], a share of the outputs."""
+    ys, belows, done = [], [], 0
+    for s in stream(network, x, rows, warm=warm, quantiles=True):
+        valid = s.valid.to(s.y.device)
+        y = s.y[valid]
+        ys.append(y)
+        if s.quantiles is not None:
+            below = truth[done : done + len(y), None] <= s.quantiles[valid]  # [n, levels, leads, O]
+            inside = below[:, -1:] & ~below[:, :1]
+            belows.append(torch.cat((below, inside), 1).float().mean(-1))
+        done += len(y)
+    return torch.cat(ys), torch.cat(belows) if belows else truth.new_empty(len(truth), 0, truth.shape[1])
+
+
+def _errors(difference: Tensor) -> dict[str, float]:
+    """difference [W, leads, O]."""
+    figures: dict[str, float] = {}
+    square, size = difference.double().square().mean(-1), difference.abs().double().mean(-1)
+    for k in horizons(difference.shape[1]):
+        figures |= {f"mse_{k}": _mean(square, k), f"mae_{k}": _mean(size, k)}
     return figures
+
+
+def _coverage(levels: tuple[float, ...], below: Tensor) -> Table:
+    """below [W, levels + 1, leads]."""
+    names = [f"quantile_{level:g}" for level in levels] + ["interval"]
+    return {
+        name: {f"coverage_{k}": _mean(below[:, n], k) for k in horizons(below.shape[2])}
+        for n, name in enumerate(names)
+        if levels
+    }
+
+
+def _mean(values: Tensor, k: int) -> float:
+    """Of values [W, leads]: over the first k leads of the windows that have them in the part."""
+    return values[: len(values) - k + 1, :k].double().mean().item()
 
 
 def text_figures(

@@ -59,12 +59,26 @@ class Served:
     def __call__(self, x: Tensor, state: list[int] | None, /) -> tuple[Tensor, list[int]]:
         """Prepared steps x [T, S, I] or [T, S]. Returns predictions [T, S, leads, outputs] and the arena's
         rows [S], whose state this call has moved."""
-        T, S = x.shape[:2]
-        rows = list(range(S))
+        tops, rows = self._tops(x, state)
+        return self._predictions(tops, x), rows
+
+    @torch.no_grad()
+    def with_quantiles(self, x: Tensor, state: list[int] | None, /) -> tuple[Tensor, Tensor, list[int]]:
+        """The same, and the quantiles [T, S, levels, leads, outputs]."""
+        tops, rows = self._tops(x, state)
+        y = self._predictions(tops, x)
+        quantiles = self.runner.network.quantiles(tops.flatten(0, 1), y.flatten(0, 1))
+        return y, quantiles.reshape(*x.shape[:2], *quantiles.shape[1:]), rows
+
+    def _tops(self, x: Tensor, state: list[int] | None) -> tuple[Tensor, list[int]]:
+        rows = list(range(x.shape[1]))
         chunks = [np.ascontiguousarray(chunk) for chunk in x.cpu().numpy().swapaxes(0, 1)]
-        tops = self.runner.tops(Batch([self.arena.padding] * S if state is None else state, rows, chunks))
-        y = self.runner.network.predict(tops.reshape(T * S, -1), x.reshape(T * S, *x.shape[2:]))
-        return y.view(T, S, *y.shape[1:]), rows
+        source = [self.arena.padding] * len(rows) if state is None else state
+        return self.runner.tops(Batch(source, rows, chunks)), rows
+
+    def _predictions(self, tops: Tensor, x: Tensor) -> Tensor:
+        y = self.runner.network.predict(tops.flatten(0, 1), x.flatten(0, 1))
+        return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 def evaluate(

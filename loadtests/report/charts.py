@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 560, 270
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 76, 16, 12, 44
 COLOURS = 8
 #: More points than pixels tell nothing more
 MOST_POINTS = 500

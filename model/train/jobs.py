@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,11 +16,14 @@ from model.config import Architecture, ModelSpec
 from model.data import Series, Split, Text, read_series, read_text, signals, split
 from model.errors import DataError, TrainingError
 from model.evaluate import measure, series_tensors
+from model.memory import Bank, remember
 from model.network import Network
 from model.train.options import Options
+from model.train.quantiles import calibrate, spread_rank
+from model.train.regression import fit_head
 from model.train.report import Report, draw_curve
 from model.train.streams import SeriesData, TextData, TrainingData
-from model.train.trainer import Trainer
+from model.train.trainer import Progress, Trainer
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Job:
 class SeriesColumns:
     """Which columns a series model reads and predicts, and how far. Empty inputs: all columns; empty
     outputs: the inputs. season: rows in a period, for the seasonal forecast it is compared with; 0: none.
+    rank: functions of the lead in the head; 0: weights for each lead. memory: units that remember from the
+    start (see `model.memory`), with a head that starts as their ridge regression. quantiles: levels.
     """
 
     inputs: Sequence[str] = ()
@@ -60,6 +66,10 @@ class SeriesColumns:
     leads: int = 1
     residual: bool = False
     season: int = 0
+    rank: int = 0
+    memory: bool = False
+    ridge: float = 3e-3
+    quantiles: tuple[float, ...] = ()
 
 
 def train_series(path: Path, columns: SeriesColumns, job: Job) -> Bundle:
@@ -82,7 +92,42 @@ def train_series(path: Path, columns: SeriesColumns, job: Job) -> Bundle:
         x.to(device), y.to(device), where, columns.leads, parts.train, parts.validation, job.options
     )
     extra = {"season": columns.season, "allow_gaps": columns.allow_gaps, "time": columns.time}
-    return _train(spec, data, series, parts, job, device, extra)
+    return _train(spec, data, series, parts, job, device, extra, _Fitted(columns, data))
+
+
+class _Fitted:
+    """What of a series model is not learnt by gradients: its memory and the head's start, before; the
+    quantiles, behind."""
+
+    def __init__(self, columns: SeriesColumns, data: SeriesData) -> None:
+        self.columns, self.data = columns, data
+        self.bank: Bank | None = None
+
+    def before(self, network: Network) -> None:
+        """Raises TrainingError for a network that has no room for a memory."""
+        c, d = self.columns, self.data
+        if not c.memory:
+            return
+        if not c.rank or None in d.columns:
+            raise TrainingError("memory needs a rank, and every output among the inputs")
+        try:
+            self.bank = remember(network.lstm, c.season)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+        network.held_units = self.bank.units
+        fit_head(network, self.bank, d.x, d.outputs, d.of_inputs, self._rows(), c.ridge)
+
+    def behind(self, network: Network) -> None:
+        d = self.data
+        if network.spread is not None:
+            train = range(self._rows().start, d.train.stop)
+            calibrate(network, self.bank, d.x, d.outputs, d.columns, train, d.validation)
+
+    def _rows(self) -> range:
+        """After which the head is fitted: in the training part, behind where the memory is still filling."""
+        train = self.data.train
+        last = train.stop - self.data.leads
+        return range(train.start + (last - train.start) // 16, last)
 
 
 def train_text(path: Path, embedding_size: int, job: Job) -> Bundle:
@@ -116,6 +161,9 @@ def _series_spec(
                 len(outputs),
                 columns.leads,
                 columns.residual,
+                columns.rank,
+                columns.quantiles,
+                spread_rank(columns.memory, columns.leads) if columns.quantiles else 0,
             ),
             inputs=signals(series, inputs, units, parts.train),
             outputs=signals(series, outputs, units, parts.train),
@@ -144,39 +192,57 @@ def _train(
     job: Job,
     device: torch.device,
     extra: dict[str, Any],
+    fitted: _Fitted | None = None,
 ) -> Bundle:
     """What both tasks share. extra: facts of the data that `evaluate` needs again."""
+    began = time.monotonic()
     torch.manual_seed(job.options.seed)
     network = Network(spec, job.options.forget_bias, job.options.chrono).to(device)
+    if fitted is not None:
+        fitted.before(network)
+    fitting = time.monotonic() - began
+    if not (job.options.epochs or network.held_units):
+        raise TrainingError("epochs must be at least 1: without a memory nothing is fitted before the first")
     say = job.report.say
     sizes = dict(zip(("train", "validation", "test"), parts.sizes(), strict=True))
     say(f"{job.name}: {spec.architecture.parameters:,} parameters on {device}; rows {sizes}")
-    facts = {"data": asdict(source.source), "split": sizes, "architecture": asdict(spec.architecture)}
+    architecture = {**asdict(spec.architecture), "quantiles": list(spec.architecture.quantiles)}  # as in JSON
+    facts = {"data": asdict(source.source), "split": sizes, "architecture": architecture}
     trainer = Trainer(network, data, job.options, job.run, job.report, facts)
     if job.resume:
         trainer.resume()
         say(f"resumed after epoch {trainer.progress.epoch} from {job.run}")
     progress = trainer.fit()
-    title = f"{job.name}: loss of each epoch"
+    began = time.monotonic()
+    if fitted is not None:
+        fitted.behind(network)
+    fitting += time.monotonic() - began
     curve = job.run / "curve.png"
-    say(
-        f"curve: {curve}" if draw_curve(curve, progress.history, title) else "no curve: matplotlib is missing"
-    )
+    if progress.history:
+        drawn = draw_curve(curve, progress.history, f"{job.name}: loss of each epoch")
+        say(f"curve: {curve}" if drawn else "no curve: matplotlib is missing")
     training = {
         "command": job.command,
         "data": {**asdict(source.source), **extra},
         "split": sizes,
+        **_told(job, progress, progress.seconds + fitting, device),
+    }
+    return _save(spec, network, source, parts, job, training, int(extra.get("season") or 0))
+
+
+def _told(job: Job, progress: Progress, seconds: float, device: torch.device) -> dict[str, Any]:
+    """What a manifest says of the training itself."""
+    return {
         "options": asdict(job.options),
         "epochs": progress.epoch,
         "best_epoch": progress.best_epoch,
         "best_validation_loss": progress.best,
-        "seconds": round(progress.seconds),
+        "seconds": round(seconds),
         "seed": job.options.seed,
         "torch": torch.__version__,
         "device": device.type,
         "threads": torch.get_num_threads(),
     }
-    return _save(spec, network, source, parts, job, training, int(extra.get("season") or 0))
 
 
 def _save(

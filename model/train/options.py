@@ -37,7 +37,9 @@ def check(options: Any) -> None:
 class Options:
     """The command's flags are made of these fields: name, default, help."""
 
-    epochs: int = option(50, "passes over the training part, at most", least=1)
+    epochs: int = option(
+        50, "passes over the training part, at most; 0: none, if a memory has a head", least=0
+    )
     window: int = option(96, "steps of back-propagation; the state is carried across windows", least=1)
     streams: int = option(16, "contiguous pieces of the data that are learnt side by side", least=1)
     learning_rate: float = option(2e-3, "highest learning rate (AdamW)", least=1e-9)
@@ -55,6 +57,7 @@ class Options:
     )
     noise: float = option(0.0, "series: deviation of noise on the inputs, in normalised units")
     shift: float = option(0.0, "series: deviation of a level added to each signal of a stream, normalised")
+    past: int = option(0, "rows that each stream runs over before it learns", least=0)
     scale: float = option(0.0, "series: deviation of the logarithm of a factor on each signal of a stream")
     forget_bias: float = option(1.0, "first bias of the forget gates", least=-math.inf)
     chrono: int = option(0, "longest time to be kept, for the first biases of the gates; 0: --forget-bias")

@@ -42,7 +42,7 @@ def tops(network: Network | PlainNetwork, x: Tensor) -> Tensor:
 def answers(network: Network | PlainNetwork, batch: Batch) -> Tensor:
     """The head's output at the places of a batch [N, O]."""
     y: Tensor = network.head(tops(network, batch.x)[batch.step, batch.row])
-    return y.float()
+    return y.float().flatten(1)
 
 
 @dataclass

@@ -44,13 +44,22 @@ class TrainingData(ABC):
         self.usable = usable
 
     def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets of each window in turn: x [T, B, I] or [T, B], y [T, B, leads, O] or [T, B]."""
+        """Inputs and targets of each window in turn: x [T, B, I] or [T, B], y [T, B, leads, O] or [T, B].
+        Before them, if `past` asks for it, rows that only move the state: their targets are empty."""
         B, L = self.options.streams, self.length
         offset = int(torch.randint(0, self.usable - B * L + 1, (1,), generator=generator))
         starts = offset + L * torch.arange(B)
+        if self.options.past:
+            # Before the first row there is none: it stands for them
+            rows = starts + torch.arange(-self.options.past, 0)[:, None]
+            yield self.inputs(rows.clamp(min=0)), torch.empty(0)
         bounds = [k * L // self.windows for k in range(self.windows + 1)]
         for first, last in pairwise(bounds):
             yield self.window(starts + torch.arange(first, last)[:, None])
+
+    @abstractmethod
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Inputs of rows [T, B] of the training part."""
 
     @abstractmethod
     def window(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,6 +92,11 @@ class SeriesData(TrainingData):
         self.x, self.outputs, self.leads = x, outputs, leads
         self.columns, self.train, self.validation = columns, train, validation
 
+    @property
+    def of_inputs(self) -> list[int]:
+        """For each output the input of the same name; those without one are left out."""
+        return [column for column in self.columns if column is not None]
+
     def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Moves each signal of each stream to a level and a scale of its own, for the whole epoch: what
         repeats at any level is then learnt as such, and a drift after the training part hurts less.
@@ -99,11 +113,13 @@ class SeriesData(TrainingData):
             x = x * factor + level
             if o.noise:
                 x = x + torch.randn(x.shape, generator=generator).to(x) * o.noise
-            yield x, y * y_factor + y_level
+            yield x, y * y_factor + y_level if y.numel() else y
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        return self.x[(rows + self.train.start).to(self.x.device)]
 
     def window(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        rows = rows + self.train.start
-        return self.x[rows.to(self.x.device)], targets(self.outputs, rows, self.leads)
+        return self.inputs(rows), targets(self.outputs, rows + self.train.start, self.leads)
 
     def loss(self, y: Tensor, target: Tensor) -> Tensor:
         return LOSSES[self.options.loss](y.float(), target)
@@ -111,7 +127,7 @@ class SeriesData(TrainingData):
     def validate(self, network: Network) -> float:
         rows = origins(self.validation, self.leads)
         total, count = 0.0, 0
-        for s in stream(network, self.x, rows, warm=VALIDATION_WARM):
+        for s in stream(network, self.x, rows, warm=max(VALIDATION_WARM, self.options.past)):
             valid = s.valid.to(s.y.device)
             target = targets(self.outputs, s.rows[s.valid], self.leads)
             total += self.loss(s.y[valid], target).item() * len(target)
@@ -126,9 +142,11 @@ class TextData(TrainingData):
         super().__init__(len(train), 1, options)
         self.tokens, self.train, self.validation = tokens, train, validation
 
+    def inputs(self, rows: Tensor) -> Tensor:
+        return self.tokens[(rows + self.train.start).to(self.tokens.device)]
+
     def window(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        rows = (rows + self.train.start).to(self.tokens.device)
-        return self.tokens[rows], self.tokens[rows + 1]
+        return self.inputs(rows), self.inputs(rows + 1)
 
     def loss(self, y: Tensor, target: Tensor) -> Tensor:
         return nn.functional.nll_loss(y.float().reshape(-1, y.shape[-1]), target.reshape(-1))

@@ -68,12 +68,16 @@ class Trainer:
             fused=fused,
         )
         self.updates = options.epochs * data.windows
+        self.held = network.held_weights()
         self.best = self._copy()
         self.mean = self._copy()
 
     def fit(self) -> Progress:
         """Trains until the epochs are done or the validation loss has stopped falling."""
         p = self.progress
+        if self.held and not p.epoch:  # what is there before the first epoch is a model, too
+            p.best = self._validate()
+            self.report.say(f"before the first epoch: validation {p.best:.4f}")
         while p.epoch < self.options.epochs and p.epoch - p.best_epoch < self.options.patience:
             began = time.monotonic()
             train, rate = self._train_epoch()
@@ -114,6 +118,10 @@ class Trainer:
         self.report.begin(p.epoch, o.epochs, self.data.windows)
         state, total, rate = None, 0.0, 0.0
         for x, target in self.data.epoch(generator):
+            if not target.numel():  # rows before the streams
+                with torch.no_grad(), self._autocast():
+                    state = self.network.lstm(self.network.embed(x), state)[1]
+                continue
             with self._autocast():
                 y, (h, c) = self.network(x, state, o.dropout)
             state = (h.detach(), c.detach())
@@ -124,11 +132,17 @@ class Trainer:
                     f"the loss is {value} at update {p.update}: try a lower learning rate or clip"
                 )
             loss.backward()  # type: ignore[no-untyped-call]
+            for parameter, rows, _ in self.held:
+                if parameter.grad is not None:
+                    parameter.grad[rows] = 0
             clip(self.network.parameters(), o.clip_by, o.clip)
             rate = o.rate(p.update, self.updates, p.drops.drops)
             for group in self.adam.param_groups:
                 group["lr"] = rate
             self.adam.step()
+            with torch.no_grad():
+                for parameter, rows, values in self.held:
+                    parameter[rows] = values
             self.adam.zero_grad(set_to_none=True)
             p.update += 1
             self._average()

@@ -60,6 +60,11 @@ class Renderer:
         if reply.forecast is not None:
             yield ',"forecast":'
             yield from self.rows(reply.forecast)
+        if reply.quantiles is not None:
+            for n, (level, values) in enumerate(reply.quantiles.items()):
+                yield f',"{level}":' if n else f',"quantiles":{{"{level}":'
+                yield from self.rows(values)
+            yield "}"
         if reply.generated is not None:
             yield f',"generated":{quoted(reply.generated)}'
         if reply.gates is not None:

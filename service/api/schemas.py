@@ -164,11 +164,21 @@ class Gates(BaseModel):
     h: list[list[list[float]]]
 
 
+Quantiles = Annotated[
+    dict[str, list[list[float]]],
+    Field(
+        description="beside a forecast, for models that have them: by level, rows like the forecast's, as"
+        " far as the model sees at once"
+    ),
+]
+
+
 class PredictReply(BaseModel):
     """Outputs T×O: the prediction of the next step, after each step."""
 
     outputs: list[list[float]]
     forecast: list[list[float]] | None = None
+    quantiles: Quantiles | None = None
     generated: str | None = None
 
 
@@ -180,6 +190,7 @@ class StepReply(BaseModel):
     next_step: int
     outputs: list[list[float]] | None = None
     forecast: list[list[float]] | None = None
+    quantiles: Quantiles | None = None
     generated: str | None = None
     gates: Gates | None = None
     state: State | None = None

@@ -16,7 +16,8 @@ Generate = Mapping[str, Any]  #: length, temperature, top_k, seed
 class Reply:
     """The reply to steps `step` .. `next_step - 1`; what was not asked for is None.
 
-    outputs: T×O, the prediction of the step after each. forecast: horizon×O. gates: T×layers×hidden by name.
+    outputs: T×O, the prediction of the step after each. forecast: horizon×O. quantiles: rows of the forecast
+    by level, such as "0.9", as far as the model sees at once. gates: T×layers×hidden by name.
     state: layers×hidden, h and c. replayed: the steps had been executed by an attempt whose reply was lost.
     extra: fields that this client does not know. attempts: how often the request was sent.
     """
@@ -26,6 +27,7 @@ class Reply:
     next_step: int
     outputs: list[list[float]] | None = None
     forecast: list[list[float]] | None = None
+    quantiles: dict[str, list[list[float]]] | None = None
     generated: str | None = None
     gates: dict[str, list[list[list[float]]]] | None = None
     state: dict[str, list[list[float]]] | None = None
@@ -44,6 +46,7 @@ class Prediction:
 
     outputs: list[list[float]]
     forecast: list[list[float]] | None = None
+    quantiles: dict[str, list[list[float]]] | None = None
     generated: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     attempts: int = 1

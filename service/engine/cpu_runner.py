@@ -180,8 +180,10 @@ class CpuRunner(Runner):
             parts = list(outputs[:, None])
         else:
             parts = self._run_chunk(batch)
-        heads = self._heads(batch, parts) if batch.heads else {}
-        return Outcome(parts, heads)
+        outcome = Outcome(parts, {})
+        if batch.heads:
+            self._heads(batch, outcome)
+        return outcome
 
     def tops(self, batch: Batch) -> Tensor:
         tops = np.zeros((len(batch.inputs[0]), len(batch.inputs), self.arch.hidden_size), np.float32)
@@ -291,15 +293,12 @@ class CpuRunner(Runner):
             y = y + prepared[:, self._columns]
         return self.scaler.denormalise(y)
 
-    def _heads(self, batch: Batch, parts: list[NDArray[np.floating]]) -> dict[int, Array]:
+    def _heads(self, batch: Batch, outcome: Outcome) -> None:
         """The whole head after the last step of the positions that want it."""
         top = torch.from_numpy(self._top[[batch.target[b] for b in batch.heads]])
         last = torch.from_numpy(np.stack([batch.inputs[b][-1] for b in batch.heads]))
         with torch.inference_mode():
-            heads = dict(zip(batch.heads, self.network.predict(top, last).numpy(), strict=True))
-        for b, head in heads.items():
-            self._agree(parts[b], [len(parts[b]) - 1], [head])
-        return heads
+            self._add_heads(outcome, batch, top, last)
 
     def _check(self, prepared: Prepared) -> None:
         """Raises before anything is written: a kernel takes addresses on trust."""

@@ -36,6 +36,7 @@ from service.engine.jobs import (
     HOST,
     RUNNING,
     STORE,
+    WAITING,
     Job,
     StateHandle,
 )
@@ -146,7 +147,9 @@ class Engine:
 
     def commit(self, job: Job) -> None:
         """The new state becomes the session's. For a job without a state: its rows are free."""
-        job.move(COMMITTED)
+        if job.phase is not DONE:
+            job.move(COMMITTED)  # raises
+        job.phase = COMMITTED
         state = job.state
         if state is not None:
             if state.place is DEVICE:
@@ -253,7 +256,7 @@ class Engine:
         if self.scheduler.kind is SHORT and not outcome.heads:  # most ticks, and nothing can fail
             for job, output in zip(jobs, outcome.outputs, strict=True):
                 job.position, job.outputs = 1, [output]
-                job.move(DONE)
+                job.phase = DONE  # they are RUNNING: `_admit` made them so in this tick
             self._ended += jobs
             return
         for b, job in enumerate(jobs):
@@ -284,18 +287,21 @@ class Engine:
             self._ended.append(job)
             return None
         rows = 1 if job.rollout is None else 2
-        try:
-            if self._full or (self.slots.free < rows and not self._make_room(rows, job.state)):
-                self._full = True  # nobody younger is let in before this one
-                return False
-        except Exception as error:  # noqa: BLE001  a spill that failed; every job must end
-            self._fail(job, error)
-            return None
+        if self._full or self.slots.free < rows:
+            try:
+                if self._full or not self._make_room(rows, job.state):
+                    self._full = True  # nobody younger is let in before this one
+                    return False
+            except Exception as error:  # noqa: BLE001  a spill that failed; every job must end
+                self._fail(job, error)
+                return None
         job.started = self._now
         job.row = self.slots.acquire()
         if rows == 2:
             job.copy_row = self.slots.acquire()
-        job.move(RUNNING)
+        if job.phase is not WAITING:
+            job.move(RUNNING)  # raises
+        job.phase = RUNNING
         self._open.add(job)
         state = job.state
         if state is not None:
@@ -389,12 +395,12 @@ class Engine:
                 job.traces.append(outcome.trace)
         else:
             job.copied = True
-        return job.remaining > 0 or (b in outcome.heads and self._roll(job, outcome.heads[b]))
+        return job.remaining > 0 or (b in outcome.heads and self._roll(job, b, outcome))
 
-    def _roll(self, job: Job, head: NDArray[np.float32]) -> bool:
+    def _roll(self, job: Job, b: int, outcome: Outcome) -> bool:
         """Hands the head to the rollout; True if it wants to go on."""
         assert job.rollout is not None  # noqa: S101  only such jobs are in outcome.heads
-        feed = job.rollout.feed(head)
+        feed = job.rollout.feed(outcome.heads[b], outcome.quantiles.get(b))
         if feed is None:
             return False
         job.rolling, job.feed, job.position = True, feed, 0

@@ -65,9 +65,11 @@ class Rollout(Protocol):
 
     steps: int  # most that will be run for it; the inputs' are not among them
 
-    def feed(self, head: NDArray[np.float32]) -> Prepared | None:
-        """Takes the head [leads, outputs] after the newest step; returns the steps to run next, or None
-        when nothing more is wanted."""
+    def feed(
+        self, head: NDArray[np.float32], quantiles: NDArray[np.float32] | None = None
+    ) -> Prepared | None:
+        """Takes the head [leads, outputs] after the newest step, and its quantiles [levels, leads, outputs]
+        if the model has any; returns the steps to run next, or None when nothing more is wanted."""
         ...
 
 

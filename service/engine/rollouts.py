@@ -12,7 +12,8 @@ from service.engine.jobs import Prepared
 
 class Forecast:
     """The next `horizon` values of every output. The head's leads first; beyond them closed loop: the
-    predictions are fed back as inputs, a head's worth at a time."""
+    predictions are fed back as inputs, a head's worth at a time. Quantiles are of the first leads alone:
+    what a prediction that was fed back adds to the error, nothing has measured."""
 
     def __init__(self, spec: ModelSpec, horizon: int) -> None:
         self.horizon = horizon
@@ -20,10 +21,16 @@ class Forecast:
         self._scaler = Scaler(spec)
         columns = spec.output_columns
         self._order = None if columns is None else np.argsort(columns)  # from outputs to input columns
+        self._levels = spec.architecture.quantiles
         self._leads: list[NDArray[np.float32]] = []
+        self._quantiles: NDArray[np.float32] | None = None
         self._have = 0
 
-    def feed(self, head: NDArray[np.float32]) -> Prepared | None:
+    def feed(
+        self, head: NDArray[np.float32], quantiles: NDArray[np.float32] | None = None
+    ) -> Prepared | None:
+        if not self._leads:
+            self._quantiles = quantiles
         self._leads.append(head)
         self._have += len(head)
         if self._have >= self.horizon:
@@ -37,6 +44,14 @@ class Forecast:
     def result(self) -> NDArray[np.float64]:
         """[horizon, outputs] in their units."""
         return self._scaler.denormalise(np.concatenate(self._leads)[: self.horizon])
+
+    @property
+    def quantiles(self) -> dict[str, NDArray[np.float64]] | None:
+        """By level [min(horizon, leads), outputs] in their units; None if the model has none."""
+        if self._quantiles is None:
+            return None
+        rows = self._scaler.denormalise(self._quantiles[:, : self.horizon])
+        return {f"{level:g}": of_level for level, of_level in zip(self._levels, rows, strict=True)}
 
 
 class Generation:
@@ -52,7 +67,9 @@ class Generation:
         self._random = np.random.default_rng(seed)
         self.tokens: list[int] = []
 
-    def feed(self, head: NDArray[np.float32]) -> Prepared | None:
+    def feed(
+        self, head: NDArray[np.float32], quantiles: NDArray[np.float32] | None = None
+    ) -> Prepared | None:
         self.tokens.append(self._draw(head[0].astype(np.float64)))
         if len(self.tokens) == self.length:
             return None

@@ -35,11 +35,13 @@ class Batch:
 class Outcome:
     """What a tick computed. `outputs`: [t, O] for each position, in user units, float64 (series), or
     log-probabilities, float32 (text); views of one array. `heads`: by position, normalised
-    [leads, outputs]. `trace`: i, f, g, o, c, h [t, layers, 6, hidden]."""
+    [leads, outputs]; `quantiles` of them [levels, leads, outputs], if the model has any. `trace`: i, f, g, o,
+    c, h [t, layers, 6, hidden]."""
 
     outputs: list[NDArray[np.floating]]
     heads: dict[int, NDArray[np.float32]]
     trace: NDArray[np.float32] | None = None
+    quantiles: dict[int, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class Runner:
@@ -51,9 +53,9 @@ class Runner:
         self.arch = network.spec.architecture
         self.scaler = Scaler(network.spec) if self.arch.task == "series" else None
         self.biases = [bias.detach() for _, _, bias in self._layers()]
-        next_step = slice(self.arch.output_size)  # lead 0; the other leads are computed when asked for
-        self.head_weight = network.head.weight[next_step].t().contiguous().detach()
-        self.head_bias = network.head.bias[next_step].detach()
+        weight, bias = network.head.first_lead()  # the other leads are computed when asked for
+        self.head_weight = weight.t().contiguous().detach()
+        self.head_bias = bias.detach()
 
     @cached_property
     def _products(self) -> list[tuple[Tensor, Tensor]]:
@@ -121,14 +123,25 @@ class Runner:
             prepared = x.flatten(0, 1).index_select(0, index)
         outputs = self._outputs(flat, prepared)  # [sum of t, O]
         ends = np.cumsum(lengths).tolist()
-        heads: dict[int, NDArray[np.float32]] = {}
+        parts = [outputs[end - t : end] for end, t in zip(ends, lengths, strict=True)]
+        outcome = Outcome(parts, {})
         if batch.heads:
             last = torch.tensor([ends[b] - 1 for b in batch.heads], device=self.device)
-            whole = self.network.predict(flat.index_select(0, last), prepared.index_select(0, last))
-            heads = dict(zip(batch.heads, whole.cpu().numpy(), strict=True))
-            self._agree(outputs, [ends[b] - 1 for b in batch.heads], list(heads.values()))
-        parts = [outputs[end - t : end] for end, t in zip(ends, lengths, strict=True)]
-        return Outcome(parts, heads), h, c
+            self._add_heads(outcome, batch, flat.index_select(0, last), prepared.index_select(0, last))
+        return outcome, h, c
+
+    def _add_heads(self, outcome: Outcome, batch: Batch, top: Tensor, prepared: Tensor) -> None:
+        """The whole head after the last step of the positions that want it: of their top layer's h [n, H]
+        and inputs [n, I] or [n]."""
+        y = self.network.predict(top, prepared)
+        outcome.heads = dict(zip(batch.heads, y.cpu().numpy(), strict=True))
+        if self.network.spread is not None:
+            levels = self.network.quantiles(top, y)
+            outcome.quantiles = dict(zip(batch.heads, levels.cpu().numpy(), strict=True))
+        for b, head in outcome.heads.items():
+            # Another product of the same numbers differs in the last digit, and a reply would contradict its
+            # own forecast
+            outcome.outputs[b][-1] = head[0] if self.scaler is None else self.scaler.denormalise(head[0])
 
     def _stack(self, inputs: Sequence[Prepared], lengths: list[int]) -> Tensor:
         """Chunks side by side, [longest, B, ...]; what lies behind a chunk's end is never read."""
@@ -176,14 +189,6 @@ class Runner:
             y += prepared.index_select(1, columns)
         return self.scaler.denormalise(y.cpu().numpy())
 
-    def _agree(
-        self, outputs: NDArray[np.floating], rows: list[int], heads: list[NDArray[np.float32]]
-    ) -> None:
-        """Writes the heads' first lead over the same outputs: another product of the same numbers differs in
-        the last digit, and a reply would contradict its own forecast."""
-        for row, head in zip(rows, heads, strict=True):
-            outputs[row] = head[0] if self.scaler is None else self.scaler.denormalise(head[0])
-
     def _run_traced(self, batch: Batch) -> Outcome:
         """One session by the written-out cell, its gates kept at every step."""
         (x,) = (torch.from_numpy(a).to(self.device) for a in batch.inputs)
@@ -199,10 +204,8 @@ class Runner:
             tops.append(layer_in.clone())
             steps.append(torch.stack(seen))
         top = torch.cat(tops)
-        outputs = self._outputs(top, x)
         self.arena.scatter(batch.target, h, c)
-        heads: dict[int, NDArray[np.float32]] = {}
+        outcome = Outcome([self._outputs(top, x)], {}, torch.stack(steps).cpu().numpy())
         if batch.heads:
-            heads[0] = self.network.predict(top[-1:], x[-1:])[0].cpu().numpy()
-            self._agree(outputs, [len(x) - 1], [heads[0]])
-        return Outcome([outputs], heads, torch.stack(steps).cpu().numpy())
+            self._add_heads(outcome, batch, top[-1:], x[-1:])
+        return outcome

@@ -39,6 +39,7 @@ def reply_of(ticket: Ticket, command: StepCommand, job: Job, engine: Engine, spe
         outputs=job.result,
         options=options,
         forecast=rollout.result if isinstance(rollout, Forecast) else None,
+        quantiles=rollout.quantiles if isinstance(rollout, Forecast) else None,
         generated=generated,
         gates=job.trace_result if options.gates else None,
         state=engine.read_new(job) if options.state else None,

@@ -23,6 +23,7 @@ _HEADER = struct.Struct("<IqII")
 _LENGTH = struct.Struct("<I")
 _CRC, _BODY = 4, _HEADER.size
 FULL = 0xFFFFFFFF
+QUANTILE = "quantile "  # and a level: name of an array
 
 
 class CorruptRecord(ValueError):
@@ -39,6 +40,7 @@ def encode(raw: bytes, reply: Reply) -> bytes:
         body += outputs.tobytes() + raw
     else:
         arrays = {"outputs": outputs, "forecast": reply.forecast, "gates": reply.gates, "state": reply.state}
+        arrays |= {QUANTILE + level: values for level, values in (reply.quantiles or {}).items()}
         kept = {name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}
         about = {
             "options": asdict(reply.options),
@@ -106,6 +108,7 @@ def decode(record: bytes, session_id: str) -> tuple[bytes, Reply]:
         generated=about["generated"],
         outputs=arrays["outputs"],
         forecast=arrays.get("forecast"),
+        quantiles={n.removeprefix(QUANTILE): a for n, a in arrays.items() if n.startswith(QUANTILE)} or None,
         gates=arrays.get("gates"),
         state=arrays.get("state"),
     )

@@ -49,8 +49,8 @@ class StepCommand:
 class Reply:
     """The answer to a request, as numbers.
 
-    outputs [T, O] in user units, or log-probabilities; forecast [k, O]; gates: i, f, g, o, c, h
-    [T, layers, 6, hidden]; state: h, c after the last step [2, layers, hidden].
+    outputs [T, O] in user units, or log-probabilities; forecast [k, O]; quantiles by level [k or leads, O];
+    gates: i, f, g, o, c, h [T, layers, 6, hidden]; state: h, c after the last step [2, layers, hidden].
     """
 
     session_id: str
@@ -59,6 +59,7 @@ class Reply:
     outputs: NDArray[np.floating]
     options: Options = PLAIN
     forecast: NDArray[np.float64] | None = None
+    quantiles: dict[str, NDArray[np.float64]] | None = None
     generated: str | None = None
     gates: NDArray[np.float32] | None = None
     state: NDArray[np.float32] | None = None

@@ -136,6 +136,8 @@ class Followed:
             self._check(normalised(self.spec, outcome.outputs[b]) - expected)
             if b in batch.heads:
                 self._check(outcome.heads[b] - self.oracles[row].head)
+                if b in outcome.quantiles:
+                    self._check(outcome.quantiles[b] - self.oracles[row].quantiles)
         self._check_states(target)
         assert sorted(outcome.heads) == sorted(batch.heads)
         return outcome

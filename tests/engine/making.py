@@ -33,6 +33,8 @@ def make_spec(
     layers: int = 2,
     leads: int = 4,
     residual: bool = False,
+    rank: int = 0,
+    quantiles: tuple[float, ...] = (),
 ) -> ModelSpec:
     """Series: outputs are the inputs in another order and on another scale, so that a mix-up shows."""
     if task == "text":
@@ -42,7 +44,8 @@ def make_spec(
     # a residual head adds the normalised input to the output: there the scales are the same
     outputs = signals if residual else [Signal(s.name, s.unit, s.mean + 0.5, s.std * 1.25) for s in signals]
     outputs = [*outputs[1:], outputs[0]]
-    arch = Architecture("series", inputs, hidden, layers, inputs, leads, residual)
+    spread = 2 if quantiles else 0
+    arch = Architecture("series", inputs, hidden, layers, inputs, leads, residual, rank, quantiles, spread)
     return ModelSpec(arch, tuple(signals), tuple(outputs))
 
 
@@ -54,6 +57,8 @@ def make_network(spec: ModelSpec, seed: int = 0) -> Network:
         for name, parameter in network.named_parameters():
             if "weight" in name:
                 parameter.mul_(2.0)
+            if name == "spread.offsets":
+                parameter.copy_(torch.randn(parameter.shape).sort(0).values)
     return network
 
 
@@ -184,6 +189,11 @@ class Oracle:
                 twin.run([np.array([(by_name[s.name] - s.mean) / s.std for s in self.spec.inputs])])
             leads.append(twin.head)
         return np.concatenate(leads)[:horizon]
+
+    @property
+    def quantiles(self) -> NDArray[np.float64]:
+        """Of the newest head."""
+        return self.reference.quantiles(self.head)
 
     def likeliest(self, length: int) -> list[int]:
         """Greedy text from the newest head on, on a copy."""

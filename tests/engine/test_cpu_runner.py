@@ -19,6 +19,7 @@ from tests.engine.native.making import PATHS
 SERIES, TEXT = make_spec(hidden=20), make_spec("text", hidden=37, layers=3)
 #: On every path
 MODELS = {"series": SERIES, "residual": make_spec(hidden=20, residual=True), "text": TEXT}
+MODELS["quantiles"] = make_spec(hidden=20, leads=9, rank=3, quantiles=(0.1, 0.9))
 #: On one path of each kind: wider inputs than h, more layers, several panels of outputs, the least there is
 OTHERS = {
     "one layer": make_spec(inputs=19, hidden=5, layers=1),

@@ -27,6 +27,7 @@ MODELS = {
     "four layers": make_spec(layers=4),
     "inputs wider than h": make_spec(inputs=21, hidden=5),
     "residual": make_spec(residual=True),
+    "low rank": make_spec(leads=6, rank=2, quantiles=(0.1, 0.9)),
     "text": make_spec("text"),
     "text, one layer": make_spec("text", layers=1),
 }

@@ -52,7 +52,9 @@ class Raising:
 
     steps = 3
 
-    def feed(self, head: NDArray[np.float32]) -> Prepared | None:
+    def feed(
+        self, head: NDArray[np.float32], quantiles: NDArray[np.float32] | None = None
+    ) -> Prepared | None:
         raise ArithmeticError("no head for heads")
 
 

@@ -58,6 +58,27 @@ def test_a_head_with_one_lead_loops_step_by_step() -> None:
     forecast(make_spec(leads=1), 12)
 
 
+@pytest.mark.parametrize(("horizon", "rows"), [(2, 2), (6, 6), (9, 6)])
+def test_quantiles_go_as_far_as_the_leads(horizon: int, rows: int) -> None:
+    spec = make_spec(leads=6, rank=2, quantiles=(0.1, 0.5, 0.9))
+    engine = make_engine(spec)
+    oracle, rollout = Oracle(engine.runner.network), Forecast(spec, horizon)
+    job = make_job(engine, 5, StateHandle(), rollout=rollout)
+    run(engine, job)
+    oracle.run(job.inputs)
+    assert rollout.quantiles is not None
+    assert list(rollout.quantiles) == ["0.1", "0.5", "0.9"]
+    mean, std = (np.array([getattr(s, name) for s in spec.outputs]) for name in ("mean", "std"))
+    for found, expected in zip(rollout.quantiles.values(), oracle.quantiles, strict=True):
+        np.testing.assert_allclose((found - mean) / std, expected[:rows], atol=1e-5, rtol=0)
+
+
+def test_a_model_without_quantiles_tells_none() -> None:
+    engine, rollout = make_engine(), Forecast(make_spec(), 3)
+    run(engine, make_job(engine, 2, StateHandle(), rollout=rollout))
+    assert rollout.quantiles is None
+
+
 def test_a_loop_that_runs_away_stays_finite() -> None:
     gain = 1e30  # the outputs' unit against the inputs': each turn of the loop multiplies by it
     signals = {std: tuple(Signal(name, std=std) for name in "ab") for std in (1.0, gain)}

@@ -20,6 +20,7 @@ MODELS = {
     "four layers": make_spec(layers=4),
     "one lead": make_spec(leads=1),
     "residual": make_spec(residual=True),
+    "quantiles": make_spec(leads=6, rank=2, quantiles=(0.1, 0.5, 0.9), residual=True),
     "text": make_spec("text"),
 }
 
@@ -63,6 +64,9 @@ def assert_is(runner: Runner, b: int, outcome: Outcome, oracle: Oracle, inputs: 
     np.testing.assert_allclose(outcome.outputs[b], expected, atol=TOLERANCE * scale, rtol=0)
     if b in outcome.heads:
         np.testing.assert_allclose(outcome.heads[b], oracle.head, atol=TOLERANCE, rtol=0)
+        assert (b in outcome.quantiles) == bool(spec.architecture.quantiles)
+        if b in outcome.quantiles:
+            np.testing.assert_allclose(outcome.quantiles[b], oracle.quantiles, atol=TOLERANCE, rtol=0)
     np.testing.assert_allclose(runner.arena.fetch([b])[0], oracle.state, atol=TOLERANCE, rtol=0)
 
 

@@ -22,13 +22,15 @@ def make_spec(
     layers: int = 2,
     leads: int = 3,
     residual: bool = False,
+    rank: int = 0,
+    quantiles: tuple[float, ...] = (),
 ) -> ModelSpec:
     if task == "text":
         return ModelSpec(Architecture("text", inputs, hidden, layers, 4), vocabulary="abc\n")
     signals = tuple(Signal(f"s{k}", "V", mean=10.0 * k, std=1.0 + k) for k in range(inputs))
-    return ModelSpec(
-        Architecture("series", inputs, hidden, layers, inputs, leads, residual), signals, signals
-    )
+    spread = 2 if quantiles else 0
+    arch = Architecture("series", inputs, hidden, layers, inputs, leads, residual, rank, quantiles, spread)
+    return ModelSpec(arch, signals, signals)
 
 
 def make_network(spec: ModelSpec, seed: int = 0) -> Network:

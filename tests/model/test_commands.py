@@ -54,6 +54,40 @@ def test_a_series_from_training_to_evaluation(here: Path, capsys: pytest.Capture
     assert "every figure is the manifest's" in capsys.readouterr().out
 
 
+def test_a_memory_with_quantiles_from_training_to_evaluation(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = ["--memory", "--rank", "3", "--season", "7", "--quantiles", "0.1,0.9", "--past", "20"]
+    assert train_series(*memory, "--hidden", "40") == 0
+    bundle = bundles.load(here / "bundles" / "plant")
+    assert bundle.spec.architecture.quantiles == (0.1, 0.9)
+    assert {"quantile_0.1", "quantile_0.9", "interval"} < set(bundle.quality["table"])
+    assert "before the first epoch" in capsys.readouterr().err
+    assert main(["evaluate", "bundles/plant", "--data", "plant.csv"]) == 0
+    assert main([*shlex.split(bundle.training["command"])[1:], "--out", "again", "--run", "runs/again"]) == 0
+    assert bundles.load(here / "again").digest == bundle.digest
+    assert train_series(*memory, "--hidden", "40", "--resume") == 0
+    assert bundles.load(here / "bundles" / "plant").digest == bundle.digest
+
+
+def test_a_memory_needs_no_epochs_and_what_it_needs_is_said(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_series("--memory", "--rank", "3", "--hidden", "40", "--epochs", "0") == 0
+    for flags, why in (
+        (["--epochs", "0"], "without a memory nothing is fitted"),
+        (["--memory", "--hidden", "40"], "memory needs a rank"),
+        (["--memory", "--rank", "3"], "one layer of at least 24 units"),
+        (
+            ["--memory", "--rank", "3", "--outputs", "flow", "--inputs", "heat"],
+            "every output among the inputs",
+        ),
+        (["--rank", "9"], "architecture.rank must be"),
+    ):
+        assert train_series(*flags) == 2
+        assert why in capsys.readouterr().err
+
+
 def test_a_text_from_training_to_evaluation(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_text("--out", "mine", "--layers", "1") == 0
     assert bundles.load(here / "mine").spec.vocabulary == "\n benort"

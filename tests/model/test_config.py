@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -59,3 +61,26 @@ def test_scaling_there_and_back_is_exact_to_float64() -> None:
     normalised = scaler.normalise(values)
     np.testing.assert_allclose(normalised[:, 1], (values[:, 1] - 10.0) / 2.0)
     np.testing.assert_allclose(scaler.denormalise(normalised), values, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"quantiles": (0.9, 0.1), "spread": 1}, "must rise"),
+        ({"quantiles": (0.0,), "spread": 1}, "between 0 and 1"),
+        ({"quantiles": "0.5", "spread": 1}, "between 0 and 1"),
+        ({"quantiles": (0.5,)}, "need each other"),
+        ({"spread": 1}, "need each other"),
+        ({"rank": 4}, "to the 3 leads"),
+        ({"rank": True}, "to the 3 leads"),
+    ],
+)
+def test_quantiles_and_ranks_that_can_not_be(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Architecture("series", 2, 4, 1, 2, 3, **fields)
+
+
+def test_levels_come_back_from_json_as_they_were() -> None:
+    arch = Architecture("series", 2, 4, 1, 2, 3, quantiles=[0.1, 0.9], spread=1)  # type: ignore[arg-type]
+    assert arch.quantiles == (0.1, 0.9)
+    assert arch.shapes()["spread.offsets"] == (2, 3, 2)

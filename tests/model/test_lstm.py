@@ -125,6 +125,26 @@ def test_without_chrono_the_first_weights_are_as_they_were() -> None:
     assert torch.equal(plain.layer(0)[2][8:16], torch.ones(8))
 
 
+@pytest.mark.parametrize(("rank", "residual"), [(0, False), (2, False), (3, True)])
+def test_a_head_of_low_rank_and_its_quantiles_are_the_references(rank: int, residual: bool) -> None:
+    spec = make_spec(hidden=24, leads=7, rank=rank, quantiles=(0.1, 0.5, 0.9), residual=residual)
+    network = make_network(spec).double()
+    assert network.spread is not None
+    with torch.no_grad():
+        network.spread.offsets.copy_(torch.randn(network.spread.offsets.shape))
+        x = make_prepared(spec, 20).double()
+        y, quantiles, _ = network.with_quantiles(x[:, None])
+        weight, bias = network.head.first_lead()
+        first = network.lstm(x[:, None])[0][:, 0] @ weight.T + bias
+    reference = Reference(spec, {k: v.numpy() for k, v in network.state_dict().items()})
+    for t, row in enumerate(x.numpy()):
+        expected = reference.step(row)
+        np.testing.assert_allclose(y[t, 0].numpy(), expected, atol=FLOAT64)
+        np.testing.assert_allclose(quantiles[t, 0].numpy(), reference.quantiles(expected), atol=FLOAT64)
+        next_step = first[t].numpy() + (row if residual else 0)
+        np.testing.assert_allclose(next_step, expected[0], atol=FLOAT64)
+
+
 @pytest.mark.parametrize(("task", "residual"), [("series", False), ("series", True), ("text", False)])
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_the_network_is_the_reference(task: str, residual: bool, layers: int) -> None:

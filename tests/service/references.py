@@ -29,7 +29,12 @@ class References:
             self.c[k] = f.sigmoid() * self.c[k] + i.sigmoid() * g.tanh()
             x = self.h[k] = o.sigmoid() * self.c[k].tanh()
         n = arch.output_size
-        y = x @ w["head.weight"][:n].T + w["head.bias"][:n]
+        weight, bias = w["head.weight"], w["head.bias"]
+        if arch.rank:  # the first lead's mixture of the head's rows
+            first = w["head.basis"][0]
+            weight = (first[:, None, None] * weight.view(arch.rank, n, -1)).sum(0)
+            bias = first @ bias.view(arch.rank, n)
+        y = x @ weight[:n].T + bias[:n]
         if arch.task == "text":
             y = y.log_softmax(1)
         elif arch.residual:

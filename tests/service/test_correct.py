@@ -31,8 +31,8 @@ from tests.service.serving import SERIES, TEXT, Service, save_bundles, serving
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 #: Of normalised values (series) and log-probabilities (text), by the service's precision. Measured of the
-#: shipped models, 200 sessions: fp32 9e-7, 4e-5; bf16 with AMX, which rounds the rows too, 0.0042, 0.074.
-TOLERANCES = {"fp32": {"series": 1e-4, "text": 1e-4}, "bf16": {"series": 0.01, "text": 0.15}}
+#: shipped models: fp32 2.3e-5, 4e-5; bf16 where rows are rounded too (AVX-512's pairs, AMX) 0.015, 0.074.
+TOLERANCES = {"fp32": {"series": 1e-4, "text": 1e-4}, "bf16": {"series": 0.03, "text": 0.15}}
 #: Of h and c after 20,000 steps; measured 1.1e-6 and 0.0026
 DRIFTS = {"fp32": 1e-3, "bf16": 0.01}
 SESSIONS = 200

@@ -66,7 +66,7 @@ def pack_network(network: Network, arena: Arena, kind: Kind, lanes: int) -> Pack
         addresses += [a.ctypes.data for a in (start, packed.panels, packed.scales, h[n], c[n])]
     outputs = arch.output_size
     head_units = dense_units(outputs, lanes)
-    weight, bias = (t.detach().float().numpy()[:outputs] for t in (network.head.weight, network.head.bias))
+    weight, bias = (t.detach().float().numpy() for t in network.head.first_lead())
     panels, columns = dense_width(outputs, lanes)
     return PackedNetwork(
         np.array(addresses, np.int64),

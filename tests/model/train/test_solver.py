@@ -48,7 +48,7 @@ def test_the_gradient_of_the_last_answer_reaches_the_first_step_and_is_exact() -
     for row in x:
         top, state = network.lstm.step(row, state)
         tops.append(top)
-    y = network.head(torch.stack(tops)[batch.step, batch.row])
+    y = network.head(torch.stack(tops)[batch.step, batch.row]).flatten(1)
     (wanted,) = torch.autograd.grad(task.loss(y, batch), x)
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-10)
     assert found[0].abs().max() > 0

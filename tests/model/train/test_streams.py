@@ -121,3 +121,13 @@ def test_validation_is_the_loss_over_exactly_the_validation_part(task: str) -> N
         text = TextData(x, range(80), range(80, 120), Options(streams=2))
         expected = -y[79:119, 0, 0].gather(1, x[80:, None]).mean().item()
         assert text.validate(network) == pytest.approx(expected, rel=1e-3)  # in pieces with short memories
+
+
+def test_rows_before_the_streams_come_first_and_have_no_targets() -> None:
+    data = make_series(400, Options(streams=4, window=20, past=50))
+    (past, nothing), (x, y), *_ = data.epoch(torch.Generator().manual_seed(1))
+    assert past.shape == (50, 4, 1)
+    assert nothing.numel() == 0
+    assert y.numel() > 0
+    assert torch.equal(past[-1, 1:], x[0, 1:] - 1)
+    assert past.min() == 0  # before the first row there is none: it stands for them

@@ -266,7 +266,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("epochs", 0), ("window", 0), ("streams", 0), ("dropout", 1.0), ("dropout", -0.1), ("clip", 0.0),
+    [("epochs", -1), ("window", 0), ("streams", 0), ("dropout", 1.0), ("dropout", -0.1), ("clip", 0.0),
      ("average", 1.0), ("learning_rate", 0.0), ("learning_rate", math.nan), ("seed", -1), ("patience", 0)],
 )  # fmt: skip
 def test_impossible_options_are_refused_by_name(name: str, value: float) -> None:
