@@ -5,21 +5,29 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.bundle import Bundle
 from model.data import Source
 from model.errors import BundleMalformed, TaskError
-from model.streaming import Predictor
 from model.tasks.catalogue import make
 from model.tasks.task import Batch, Task
 
 TEST = 2**33  # where the seeds of tests begin, far beyond those of any training sequence
 SIDE_BY_SIDE = 256  # sequences at once
+
+
+class Stepped(Protocol):
+    """What can be measured on a task: of `streaming.Predictor` the part that a task needs."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, x: Tensor, state: Any, /) -> tuple[Tensor, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -53,9 +61,7 @@ def trial_of(bundle: Bundle) -> Trial | None:
 
 
 @torch.no_grad()
-def measure_task(
-    trial: Trial, network: Predictor, precision: str = "float32"
-) -> tuple[dict[str, Any], Source]:
+def measure_task(trial: Trial, network: Stepped, precision: str = "float32") -> tuple[dict[str, Any], Source]:
     """The quality figures as they stand in a manifest, and the SHA-256 of the sequences. precision: what the
     network computes in, to be told with the figures.
     """
