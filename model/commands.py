@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model import inspection
+from model import inspection, task_commands
 from model.errors import DataError, ModelError
 from model.explain import command as explain_command
 
@@ -36,9 +36,9 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     command.add_argument(
         "--data",
         type=Path,
-        required=True,
         metavar="FILE",
-        help="the file it was trained on; for a watch model the benchmark's directory",
+        help="the file it was trained on; for a watch model the benchmark's directory; none for a long-memory"
+        " task, whose sequences are drawn again",
     )
     command.add_argument(
         "--tolerance",
@@ -85,7 +85,7 @@ def _add_train(subparsers: argparse._SubParsersAction[Any]) -> None:
     train = subparsers.add_parser("train", help="train a model and save it as a bundle")
     kinds = train.add_subparsers(required=True, metavar="KIND")
     series = kinds.add_parser("series", help="on columns of a CSV file: the next values of each")
-    add = _Recorder(series)
+    add = Recorder(series)
     add("--csv", type=Path, required=True, metavar="FILE", help="header line, then evenly spaced rows")
     add(
         "--inputs", type=_names, default=[], metavar="A,B", help="columns to read (default: all but the time)"
@@ -115,15 +115,16 @@ def _add_train(subparsers: argparse._SubParsersAction[Any]) -> None:
     _add_common(add, hidden=128, layers=1, parts=[0.7, 0.1, 0.2])
     series.set_defaults(func=guarded(_train_series), recorder=add)
     text = kinds.add_parser("text", help="on a text file: the next character")
-    add = _Recorder(text)
+    add = Recorder(text)
     add("--file", type=Path, required=True, metavar="FILE", help="UTF-8 text")
     add("--embedding", type=int, default=64, help="features of a character")
     _add_common(add, hidden=256, layers=2, parts=[0.9, 0.1])
     text.set_defaults(func=guarded(_train_text), recorder=add)
     add_watch_training(kinds, guarded)
+    task_commands.add_task(kinds, Recorder, guarded)
 
 
-def _add_common(add: _Recorder, hidden: int, layers: int, parts: list[float]) -> None:
+def _add_common(add: Recorder, hidden: int, layers: int, parts: list[float]) -> None:
     from model.train.options import Options  # without torch: cheap enough for --help
 
     add("--name", required=True, help="the model's name, as it stands in its URL")
@@ -151,7 +152,7 @@ def _add_common(add: _Recorder, hidden: int, layers: int, parts: list[float]) ->
         add(flag, type=kind, default=f.default, choices=f.metadata.get("choices"), help=help)
 
 
-class _Recorder:
+class Recorder:
     """Adds flags and remembers them, so that a run can be written down as the command that makes it again."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
@@ -163,7 +164,7 @@ class _Recorder:
 
     def command(self, kind: str, args: argparse.Namespace) -> str:
         """Every flag that is not at its default. Of files only the name: a manifest travels."""
-        words = ["cellstate", "train", kind]
+        words = ["cellstate", "train", *kind.split()]
         for action in self.actions:
             value = getattr(args, action.dest)
             if value == action.default or action.dest in ("resume", "out", "run"):
@@ -247,7 +248,7 @@ def _train_series(args: argparse.Namespace) -> int:
         quantiles=tuple(args.quantiles),
     )
     job = _job("series", args)
-    _show_quality(train_series(args.csv, columns, job))
+    show_quality(train_series(args.csv, columns, job))
     print(f"saved {job.out}")
     return 0
 
@@ -256,7 +257,7 @@ def _train_text(args: argparse.Namespace) -> int:
     from model.train.jobs import train_text
 
     job = _job("text", args)
-    _show_quality(train_text(args.file, args.embedding, job))
+    show_quality(train_text(args.file, args.embedding, job))
     print(f"saved {job.out}")
     return 0
 
@@ -288,14 +289,15 @@ def _evaluate(args: argparse.Namespace) -> int:
     return FAILED if differences else 0
 
 
-def _show_quality(bundle: Bundle) -> None:
+def show_quality(bundle: Bundle) -> None:
     from model.evaluate import figures
 
     quality = bundle.quality
     if not quality:
         print("\nquality      not measured")
         return
-    print(f"\nquality on the {quality.get('part')} part, rows {quality.get('rows')}")
+    what = f"rows {quality['rows']}" if "rows" in quality else f"{quality.get('sequences')} sequences"
+    print(f"\nquality on the {quality.get('part')} part, {what}")
     for name, value in figures(quality):
         print(f"  {name:32} {value:10.5f}")
 

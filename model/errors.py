@@ -11,6 +11,7 @@ ModelError
 │   └── BundleShapeMismatch   a tensor is missing, surplus, of the wrong shape, or not finite
 ├── ConversionError         a foreign state dict can't become this LSTM
 ├── DataError               a data file can't be read as the task needs it
+├── TaskError               there is no such task, or not at that length
 ├── TrainingError           training can't start, can't go on, or can't be resumed from what is there
 └── ExplainError            the page about a bundle can't be made or written
 """
@@ -62,6 +63,10 @@ class DataError(ModelError):
 
 class TrainingError(ModelError):
     """Training can't start, can't go on (the loss is not finite), or can't be resumed from what is there."""
+
+
+class TaskError(ModelError):
+    """A long-memory task that does not exist, or that can't be set at the length asked for."""
 
 
 class ExplainError(ModelError):

@@ -18,9 +18,10 @@ from torch import Tensor
 from model.bundle import Bundle
 from model.config import ModelSpec
 from model.data import Series, Source, Split, Text, read_series, read_text, split
-from model.errors import BundleMalformed
+from model.errors import BundleMalformed, DataError
 from model.network import Scaler
 from model.streaming import Predictor, frequency_figures, origins, series_figures, text_figures
+from model.tasks.measuring import measure_task, trial_of
 
 #: Largest difference from the manifest, as a share of its figure. Another CPU or a GPU sums in another order
 #: (about 1e-5); a run in several streams starts each with a short memory (about 1e-4).
@@ -152,9 +153,20 @@ def subject(bundle: Bundle, path: Path) -> Subject:
 
 
 def evaluate(
-    bundle: Bundle, path: Path, device: torch.device, streams: int = 1
+    bundle: Bundle, path: Path | None, device: torch.device, streams: int = 1
 ) -> tuple[dict[str, Any], Source]:
-    """Measures a bundle on a data file, on the rows its manifest names."""
-    on = subject(bundle, path)
+    """Measures a bundle on a data file, on the rows its manifest names; or, if a task was what it was trained
+    on, on the task's test sequences, drawn again."""
     network = bundle.network().to(device)
+    trial = trial_of(bundle)
+    if trial is not None:
+        return measure_task(trial, network)
+    on = subject(bundle, needed(path))
     return measure(bundle.spec, network, on.data, on.parts, on.season, streams), on.data.source
+
+
+def needed(path: Path | None) -> Path:
+    """The data file, if there is one. Raises DataError."""
+    if path is None:
+        raise DataError("this bundle was trained on a file: name it with --data")
+    return path

@@ -199,6 +199,7 @@ def _quality_lines(quality: Mapping[str, Any]) -> Iterator[str]:
             "quality"
             + (f" on the {part} part" if part else "")
             + (f", rows {rows[0]} to {rows[-1]}" if isinstance(rows, list) and rows else "")
+            + (f", {quality['sequences']} sequences" if "sequences" in quality else "")
         )
     list(figures(quality))  # raises BundleMalformed for a foreign form
     for group in ("table", "in_units"):
@@ -215,8 +216,10 @@ def _quality_lines(quality: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _nested(table: Mapping[str, Any]) -> Iterator[str]:
-    """Key and value; of tables in it one line each."""
+    """Key and value; of tables in it one line each, of a list of tables the last."""
     for key, value in table.items():
+        if isinstance(value, list) and value and isinstance(value[-1], Mapping):
+            key, value = f"{key}, last of {len(value)}", value[-1]
         if isinstance(value, Mapping):
             value = ", ".join(f"{k} {v}" for k, v in value.items() if v not in (None, ""))
             value = textwrap.fill(value, 84, subsequent_indent=" " * 24, break_long_words=False)

@@ -52,7 +52,9 @@ class StackedLSTM(nn.Module):
     Parameters: weight_ih_l{k} [4H, I or H], weight_hh_l{k} [4H, H], bias_l{k} [4H].
     """
 
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int, forget_bias: float = 1.0) -> None:
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int, forget_bias: float = 1.0, chrono: int = 0
+    ) -> None:
         super().__init__()
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         for layer in range(num_layers):
@@ -62,17 +64,26 @@ class StackedLSTM(nn.Module):
                 f"weight_hh_l{layer}", nn.Parameter(torch.empty(4 * hidden_size, hidden_size))
             )
             self.register_parameter(f"bias_l{layer}", nn.Parameter(torch.empty(4 * hidden_size)))
-        self.reset_parameters(forget_bias)
+        self.reset_parameters(forget_bias, chrono)
 
-    def reset_parameters(self, forget_bias: float = 1.0) -> None:
-        """Uniform within 1/sqrt(H), as torch.nn.LSTM; the forget gates' bias is `forget_bias`."""
+    def reset_parameters(self, forget_bias: float = 1.0, chrono: int = 0) -> None:
+        """Uniform within 1/sqrt(H), as torch.nn.LSTM; the forget gates' bias is `forget_bias`.
+
+        chrono: the longest time, in steps, over which something is to be kept; 0: not known. With it the
+        forget gates' biases are log(U[1, chrono - 1]) and the input gates' their negatives, so that the units
+        forget after times spread over that range (Tallec & Ollivier 2018).
+        """
         bound = 1 / math.sqrt(self.hidden_size)
         H = self.hidden_size
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.uniform_(-bound, bound)
             for layer in range(self.num_layers):
-                self.layer(layer)[2][H : 2 * H] = forget_bias
+                bias = self.layer(layer)[2]
+                bias[H : 2 * H] = forget_bias
+                if chrono:
+                    bias[H : 2 * H].uniform_(1, max(1, chrono - 1)).log_()
+                    bias[:H] = -bias[H : 2 * H]
 
     def layer(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """weight_ih, weight_hh and bias of layer k."""

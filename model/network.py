@@ -63,12 +63,12 @@ class Network(nn.Module):
     A prepared step is a row of normalised inputs [I] (series) or a token (text).
     """
 
-    def __init__(self, spec: ModelSpec, forget_bias: float = 1.0) -> None:
+    def __init__(self, spec: ModelSpec, forget_bias: float = 1.0, chrono: int = 0) -> None:
         super().__init__()
         arch = spec.architecture
         self.spec = spec
         self.embedding = nn.Embedding(arch.output_size, arch.input_size) if arch.task == "text" else None
-        self.lstm = StackedLSTM(arch.input_size, arch.hidden_size, arch.num_layers, forget_bias)
+        self.lstm = StackedLSTM(arch.input_size, arch.hidden_size, arch.num_layers, forget_bias, chrono)
         self.head = Head(arch.hidden_size, arch.leads, arch.output_size, arch.rank)
         self.spread = (
             Spread(arch.hidden_size, arch.leads, arch.output_size, arch.spread, len(arch.quantiles))

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from model import bundle as bundles
 from model.config import ModelSpec
-from model.evaluate import compare, figures, measure, subject
+from model.evaluate import compare, figures, measure, needed, subject
 from model.network import Network
+from model.tasks.measuring import SIDE_BY_SIDE, measure_task, trial_of
 from model.train.jobs import pick_device
 from model.watch import board as benchmark
 from service.engine.arena import Arena
@@ -82,28 +83,26 @@ class Served:
 
 
 def evaluate(
-    bundle: Bundle, path: Path, precisions: list[str], device: torch.device, streams: int = 1
+    bundle: Bundle, path: Path | None, precisions: list[str], device: torch.device, streams: int = 1
 ) -> dict[str, dict[str, Any]]:
     """The quality of a bundle on a data file, by what computed it: "network", the float32 network itself,
     then each precision as the engine serves it."""
-    on = subject(bundle, path) if bundle.spec.rules is None else None
+    trial = trial_of(bundle)
+    watches = bundle.spec.rules is not None
+    on = None if trial or watches else subject(bundle, needed(path))
     told = {}
     for name in ["network", *precisions]:
         _progress(f"measuring {name}")
         network = bundle.network()
-        given = network.to(device) if name == "network" else Served(network, name, device, streams)
-        if on is None:
-            told[name] = benchmark.evaluate(bundle, path, given)
-            continue
-        told[name] = measure(
-            bundle.spec,
-            given,
-            on.data,
-            on.parts,
-            on.season,
-            streams,
-            "float32" if name == "network" else name,
-        )
+        side_by_side = SIDE_BY_SIDE if trial else streams
+        given = network.to(device) if name == "network" else Served(network, name, device, side_by_side)
+        called = "float32" if name == "network" else name
+        if trial:
+            told[name], _ = measure_task(trial, given, called)
+        elif on is None:
+            told[name] = benchmark.evaluate(bundle, needed(path), given)
+        else:
+            told[name] = measure(bundle.spec, given, on.data, on.parts, on.season, streams, called)
     _progress("")
     return told
 
@@ -115,8 +114,8 @@ def command(args: argparse.Namespace) -> int:
     bundle = bundles.load(args.bundle)
     told = evaluate(bundle, args.data, precisions, pick_device(args.device), args.streams)
     network = {name: value for name, value in figures(told["network"]) if _depends(name)}
-    part = told["network"].get("part", "whole")
-    print(f"{bundle.name} {bundle.version} on the {part} part of {args.data.name}")
+    on = args.data.name if args.data else f"its task, {told['network']['sequences']} sequences"
+    print(f"{bundle.name} {bundle.version} on the {told['network'].get('part', 'whole')} part of {on}")
     print("network: the float32 network itself; the others: as the engine serves it, and the difference")
     heads = "".join(f"{name:>12}{'':>10}" for name in precisions)
     print(f"\n{'':34}{'network':>12}{heads.rstrip()}")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -56,3 +57,36 @@ def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise TrainingError(f"nothing to resume: {error.filename}: {error.strerror}") from error
     except (ValueError, KeyError, SafetensorError) as error:
         raise TrainingError(f"{path}: can't be read: {error!r}") from error
+
+
+def of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer remembers of each parameter, as tensors of a checkpoint."""
+    states = optimizer.state_dict()["state"].items()
+    return {f"adam/{index}/{key}": value for index, state in states for key, value in state.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Puts it back."""
+    restored = optimizer.state_dict()
+    restored["state"] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("adam/"):
+            _, index, name = key.split("/")
+            restored["state"].setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict(restored)
+
+
+def check_same(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises TrainingError if a checkpoint's facts differ from this training's in any that this one names."""
+    for key, value in now.items():
+        if before.get(key) != value:
+            difference = _difference(before.get(key), value)
+            raise TrainingError(f"{directory}: the checkpoint was made with another {key}: {difference}")
+
+
+def _difference(before: Any, now: Any) -> str:
+    """Two facts, or the entries in which they differ if they are tables."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return f"{before!r}, now {now!r}"
+    keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    return "; ".join(f"{k} {before.get(k)!r}, now {now.get(k)!r}" for k in keys)

@@ -198,7 +198,7 @@ def _train(
     """What both tasks share. extra: facts of the data that `evaluate` needs again."""
     began = time.monotonic()
     torch.manual_seed(job.options.seed)
-    network = Network(spec).to(device)
+    network = Network(spec, job.options.forget_bias, job.options.chrono).to(device)
     if fitted is not None:
         fitted.before(network)
     fitting = time.monotonic() - began

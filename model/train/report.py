@@ -69,3 +69,26 @@ def draw_curve(path: Path, history: Sequence[Epoch], title: str) -> bool:
     axes.legend()
     figure.savefig(path, dpi=120)
     return True
+
+
+def draw_solving(path: Path, history: Sequence[Epoch], title: str) -> bool:
+    """A task's share of wrong answers, and the length, over the training sequences, as a PNG. False if
+    matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    sequences = [entry["sequences"] for entry in history]
+    axes.plot(sequences, [entry["wrong"] for entry in history], label="wrong answers while training")
+    axes.set(xlabel="training sequences", ylabel="share of wrong answers", title=title, ylim=(-0.02, 1.02))
+    right = axes.twinx()
+    right.step(sequences, [entry["length"] for entry in history], color="tab:orange", where="post")
+    right.set(ylabel="length", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    return True

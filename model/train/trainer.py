@@ -20,8 +20,10 @@ from model.dropout import Dropout
 from model.errors import TrainingError
 from model.network import Network
 from model.train import checkpoint
+from model.train.clipping import clip
 from model.train.options import Options
 from model.train.report import Epoch, Report
+from model.train.schedules import Drops
 from model.train.streams import TrainingData
 
 
@@ -34,6 +36,7 @@ class Progress:
     best: float = math.inf  # lowest validation loss, and the epoch (from 1) it came after
     best_epoch: int = 0
     seconds: float = 0.0
+    drops: Drops = field(default_factory=Drops)
     history: list[Epoch] = field(default_factory=list)
 
 
@@ -55,7 +58,7 @@ class Trainer:
         self.network, self.data, self.options = network, data, options
         self.directory, self.report = directory, report or Report()
         self.facts = {**(facts or {}), "options": asdict(options)}
-        self.progress = Progress()
+        self.progress = Progress(drops=Drops(options.schedule, options.drop_after))
         self.device = next(network.parameters()).device
         o = options
         self.dropout = Dropout(o.dropout, o.dropout_mask == "window", o.weight_dropout, o.symbol_dropout)
@@ -84,6 +87,7 @@ class Trainer:
             validation = self._validate()
             p.epoch += 1
             p.seconds += time.monotonic() - began
+            p.drops.see(validation)
             better = validation < p.best
             if better:
                 p.best, p.best_epoch = validation, p.epoch
@@ -102,12 +106,7 @@ class Trainer:
         if self.directory is None:
             raise TrainingError("nothing to resume: this training keeps no checkpoints")
         tensors, facts = checkpoint.read(self.directory)
-        for key, value in self.facts.items():
-            if facts.get(key) != value:
-                raise TrainingError(
-                    f"{self.directory}: the checkpoint was made with another {key}: "
-                    f"{_difference(facts.get(key), value)}"
-                )
+        checkpoint.check_same(self.directory, facts, self.facts)
         try:
             self._restore(tensors, facts)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -139,8 +138,8 @@ class Trainer:
             for parameter, rows, _ in self.held:
                 if parameter.grad is not None:
                     parameter.grad[rows] = 0
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), o.clip)
-            rate = o.rate(p.update, self.updates)
+            clip(self.network.parameters(), o.clip_by, o.clip)
+            rate = o.rate(p.update, self.updates, p.drops.drops)
             for group in self.adam.param_groups:
                 group["lr"] = rate
             self.adam.step()
@@ -193,8 +192,7 @@ class Trainer:
             return
         groups = {"weights": self._copy(), "best": self.best, "mean": self.mean}
         tensors = {f"{group}/{name}": t for group, named in groups.items() for name, t in named.items()}
-        for index, state in self.adam.state_dict()["state"].items():
-            tensors |= {f"adam/{index}/{key}": value for key, value in state.items()}
+        tensors |= checkpoint.of_optimizer(self.adam)
         tensors["random/cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
@@ -203,27 +201,14 @@ class Trainer:
         )
 
     def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        self.progress = Progress(**{name: facts[name] for name in asdict(self.progress)})
+        told = {name: facts[name] for name in asdict(self.progress)}
+        self.progress = Progress(**{**told, "drops": Drops(**told["drops"])})
         with torch.no_grad():
             for name, parameter in self.network.named_parameters():
                 parameter.copy_(tensors[f"weights/{name}"])
                 self.best[name].copy_(tensors[f"best/{name}"])
                 self.mean[name].copy_(tensors[f"mean/{name}"])
-        adam = self.adam.state_dict()
-        adam["state"] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("adam/"):
-                _, index, name = key.split("/")
-                adam["state"].setdefault(int(index), {})[name] = tensor
-        self.adam.load_state_dict(adam)
+        checkpoint.restore_optimizer(self.adam, tensors)
         torch.set_rng_state(tensors["random/cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random/cuda"], self.device)
-
-
-def _difference(before: Any, now: Any) -> str:
-    """Two facts, or the entries in which they differ if they are tables."""
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return f"{before!r}, now {now!r}"
-    keys = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-    return "; ".join(f"{k} {before.get(k)!r}, now {now.get(k)!r}" for k in keys)

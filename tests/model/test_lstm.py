@@ -102,6 +102,30 @@ def test_the_forget_gate_starts_open() -> None:
         assert (bias[14:].abs() <= 7**-0.5).all()
 
 
+def test_chrono_spreads_the_times_after_which_units_forget() -> None:
+    """sigmoid(log t) = t / (1 + t): a unit keeps half of its cell for about t steps, 1 <= t <= 999."""
+    torch.manual_seed(0)
+    lstm = StackedLSTM(2, 400, 2, chrono=1000)
+    for layer in range(2):
+        i, f, _, _ = lstm.layer(layer)[2].detach().chunk(4)
+        times = f.exp()
+        assert 1 <= times.min() < 20
+        assert 980 < times.max() <= 999
+        assert times.mean().item() == pytest.approx(500, abs=50)
+        assert torch.equal(i, -f)
+
+
+def test_without_chrono_the_first_weights_are_as_they_were() -> None:
+    networks = []
+    for chrono in (0, 50):
+        torch.manual_seed(3)
+        networks.append(StackedLSTM(2, 8, 1, chrono=chrono))
+    plain, spread = networks
+    assert torch.equal(plain.layer(0)[1], spread.layer(0)[1])
+    assert not torch.equal(plain.layer(0)[2], spread.layer(0)[2])
+    assert torch.equal(plain.layer(0)[2][8:16], torch.ones(8))
+
+
 @pytest.mark.parametrize(("rank", "residual"), [(0, False), (2, False), (3, True)])
 def test_a_head_of_low_rank_and_its_quantiles_are_the_references(rank: int, residual: bool) -> None:
     spec = make_spec(hidden=24, leads=7, rank=rank, quantiles=(0.1, 0.5, 0.9), residual=residual)

@@ -106,6 +106,25 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, task: str, stop_after: int
         assert {**mine, "seconds": 0} == {**theirs, "seconds": 0}
 
 
+@pytest.mark.parametrize("schedule", ["plateau", "step", "constant"])
+def test_a_schedule_goes_on_where_it_was(tmp_path: Path, schedule: str) -> None:
+    options = replace(
+        OPTIONS, schedule=schedule, drop=0.5, drop_after=1, chrono=20, clip_by="value", warmup=0
+    )
+    whole = make_trainer(options)
+    rates = [entry["rate"] for entry in whole.fit().history]
+    killed = make_trainer(options, tmp_path)
+    interrupt(killed, 3)
+    resumed = make_trainer(options, tmp_path)
+    resumed.resume()
+    resumed.fit()
+    assert same(weights(resumed), weights(whole))
+    if schedule == "step":
+        assert rates == pytest.approx([0.01, 0.005, 0.0025, 0.00125])
+    if schedule == "constant":
+        assert rates == [0.01] * 4
+
+
 class Killed(Exception):
     pass
 

@@ -1,0 +1,36 @@
+"""What is done about gradients that are too large."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+KINDS = ("norm", "value", "adaptive", "none")
+#: Below it the norm of a unit's weights counts as this: a unit whose weights are zero could not learn else.
+LEAST_NORM = 1e-3
+
+
+def clip(parameters: Iterable[nn.Parameter], by: str, limit: float) -> None:
+    """Clips the gradients in place.
+
+    norm: all of them together, to the norm `limit` (Pascanu et al. 2013). value: each number, to +-`limit`.
+    adaptive: those of each unit, to the share `limit` of the norm of the unit's weights (Brock et al. 2021);
+    a unit is a row of a matrix, a vector is one. none: not at all.
+    """
+    if by == "norm":
+        nn.utils.clip_grad_norm_(parameters, limit)
+    elif by == "value":
+        nn.utils.clip_grad_value_(parameters, limit)
+    elif by == "adaptive":
+        for parameter in parameters:
+            if parameter.grad is not None:
+                most = limit * _norm(parameter.detach()).clamp(min=LEAST_NORM)
+                parameter.grad.mul_((most / _norm(parameter.grad).clamp(min=1e-12)).clamp(max=1))
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    """Of each row of a matrix [N, 1]; of a vector as a whole."""
+    norm: Tensor = torch.linalg.vector_norm(tensor, dim=-1, keepdim=True)
+    return norm

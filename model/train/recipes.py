@@ -1,0 +1,24 @@
+"""What each long-memory task is trained with unless the command says otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model.train.task_options import TaskOptions
+
+#: By task: the options that differ from TaskOptions' own defaults.
+RECIPES: dict[str, dict[str, Any]] = {
+    "reber": {"hidden": 16, "learning_rate": 0.01, "chrono": 20},
+    "lag-2a": {"hidden": 16},
+    "lag-2c": {"hidden": 16},
+    "adding": {"hidden": 32, "learning_rate": 0.01, "start": 100, "growth": 10.0, "drop_after": 4},
+    "multiplication": {"hidden": 32, "learning_rate": 0.01},
+    "order-2": {"hidden": 16},
+    "order-3": {"hidden": 32},
+    "copying": {"hidden": 128, "learning_rate": 0.006, "start": 5, "growth": 2.0, "passed": 0.05},
+}
+
+
+def options(task: str, given: dict[str, Any]) -> TaskOptions:
+    """The options of a training: what is given, else the task's, else the usual. Raises TrainingError."""
+    return TaskOptions(**{**RECIPES.get(task, {}), **given})

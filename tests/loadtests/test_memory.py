@@ -1,0 +1,36 @@
+"""A task's test sequences streamed to a service, one step a message, are answered as the network answers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from loadtests import memory
+from model.commands import main as train
+
+
+def test_what_is_served_is_the_networks_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--hidden", "16", "--learning-rate", "0.01", "--sequences", "60000"]
+    assert train(["train", "task", "lag-2a", "--length", "6", *flags]) == 0
+    capsys.readouterr()
+    assert (
+        memory.main(["bundles/lag-2a-6", "--precision", "fp32", "--sequences", "12", "--parallel", "5"]) == 0
+    )
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["model", "precision", "sequences"]
+    assert line.split()[:4] == ["lag-2a-6", "fp32", "12", "72"]
+    assert line.split()[-3:] == ["100.00%", "100.00%", "ok"]
+    shutil.copytree("bundles/lag-2a-6", "again")
+    assert memory.main(["bundles/lag-2a-6", "again"]) == 2
+    assert capsys.readouterr().err == "memory: two bundles have the same name\n"
+
+
+def test_a_bundle_that_was_trained_on_data_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    ett = Path(memory.__file__).parents[1] / "model" / "bundles" / "ett"
+    assert memory.main([str(ett)]) == 2
+    assert "was not trained on a task" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""The loop for whole sequences: real gradients, a curriculum, and a resumption that changes nothing."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.errors import TrainingError
+from model.network import Network
+from model.tasks.catalogue import make
+from model.train.plain import PlainNetwork
+from model.train.report import Report
+from model.train.solver import ROUND, Solver, answers
+from model.train.task_job import spec_of
+from model.train.task_options import TaskOptions
+
+OPTIONS = TaskOptions(hidden=8, batch=8, sequences=2 * ROUND * 8, warmup=5)
+
+
+def make_solver(
+    options: TaskOptions = OPTIONS, directory: Path | None = None, task: str = "lag-2c", full: int = 10
+) -> Solver:
+    tasks = [make(task, length) for length in options.lengths(full)]
+    torch.manual_seed(options.seed)
+    spec = spec_of(tasks[-1], options.hidden)
+    network = PlainNetwork(spec) if options.cell == "rnn" else Network(spec)
+    return Solver(network, tasks, options, directory, Report(io.StringIO()))
+
+
+def weights(solver: Solver) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in solver.network.named_parameters()}
+
+
+def test_the_gradient_of_the_last_answer_reaches_the_first_step_and_is_exact() -> None:
+    """Against the cell written out, step after step, in float64: nothing is truncated."""
+    task = make("adding", 60)
+    torch.manual_seed(0)
+    network = Network(spec_of(task, 6)).double()
+    batch = task.draw(np.random.default_rng(0), 3)
+    x = batch.x.double().requires_grad_()
+    (found,) = torch.autograd.grad(task.loss(answers(network, replace(batch, x=x)), batch), x)
+    state, tops = network.lstm.zero_state(3), []
+    for row in x:
+        top, state = network.lstm.step(row, state)
+        tops.append(top)
+    y = network.head(torch.stack(tops)[batch.step, batch.row]).flatten(1)
+    (wanted,) = torch.autograd.grad(task.loss(y, batch), x)
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-10)
+    assert found[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("cell", ["lstm", "rnn"])
+def test_an_interrupted_training_ends_as_one_that_was_not(cell: str, tmp_path: Path) -> None:
+    options = replace(OPTIONS, cell=cell, start=3, passed=1.0)  # every length is passed at once
+    whole = make_solver(options)
+    whole.fit()
+    half = make_solver(options, tmp_path)
+    half._round()
+    half._mastered()
+    half._advance()
+    half._checkpoint(now=True)
+    again = make_solver(options, tmp_path)
+    again.resume()
+    assert again.progress.sequences == ROUND * 8
+    again.fit()
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(again).values(), strict=True)
+    )
+    assert [p["length"] for p in again.progress.passed] == [p["length"] for p in whole.progress.passed]
+
+
+def test_another_training_is_not_resumed(tmp_path: Path) -> None:
+    make_solver(OPTIONS, tmp_path)._checkpoint(now=True)
+    with pytest.raises(TrainingError, match="made with another options: hidden 8, now 9"):
+        make_solver(replace(OPTIONS, hidden=9), tmp_path).resume()
+    with pytest.raises(TrainingError, match="keeps no checkpoints"):
+        make_solver().resume()
+
+
+def test_it_ends_when_the_sequences_are_used_up() -> None:
+    solver = make_solver(task="adding", full=30)
+    progress = solver.fit()
+    assert not progress.solved
+    assert progress.sequences == OPTIONS.sequences
+    assert [entry["sequences"] for entry in progress.history] == [ROUND * 8, 2 * ROUND * 8]
+
+
+def test_it_ends_when_the_task_is_solved_and_keeps_weights_that_solve_it() -> None:
+    options = TaskOptions(hidden=16, batch=32, sequences=200_000, learning_rate=0.01)
+    solver = make_solver(options, task="lag-2a", full=6)
+    progress = solver.fit()
+    assert progress.solved
+    assert progress.sequences < 50_000
+    batch = solver.task.draw(np.random.default_rng(9), 100)
+    with torch.no_grad():
+        assert solver.task.wrong(answers(solver.network, batch), batch).sum() == 0
+
+
+def test_a_loss_that_is_not_finite_ends_it() -> None:
+    solver = make_solver()
+    with torch.no_grad():
+        solver.network.head.bias.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="the loss is nan at update 0"):
+        solver.fit()
+
+
+@pytest.mark.parametrize(
+    ("start", "growth", "full", "lengths"),
+    [
+        (0, 2.0, 100, [100]),
+        (100, 2.0, 100, [100]),
+        (300, 2.0, 100, [100]),
+        (25, 2.0, 100, [25, 50, 100]),
+        (30, 2.0, 100, [30, 60, 100]),
+        (30, 2.0, 125, [30, 60, 125]),  # not 30, 60, 120, 125
+    ],
+)
+def test_lengths_grow_to_the_full_one(start: int, growth: float, full: int, lengths: list[int]) -> None:
+    assert TaskOptions(start=start, growth=growth).lengths(full) == lengths
