@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:  # the command's flags are made of KINDS, and its --help should not wait for torch
+    from torch import Tensor, nn
 
 KINDS = ("norm", "value", "adaptive", "none")
 #: Below it the norm of a unit's weights counts as this: a unit whose weights are zero could not learn else.
@@ -19,10 +20,12 @@ def clip(parameters: Iterable[nn.Parameter], by: str, limit: float) -> None:
     adaptive: those of each unit, to the share `limit` of the norm of the unit's weights (Brock et al. 2021);
     a unit is a row of a matrix, a vector is one. none: not at all.
     """
+    from torch.nn import utils
+
     if by == "norm":
-        nn.utils.clip_grad_norm_(parameters, limit)
+        utils.clip_grad_norm_(parameters, limit)
     elif by == "value":
-        nn.utils.clip_grad_value_(parameters, limit)
+        utils.clip_grad_value_(parameters, limit)
     elif by == "adaptive":
         for parameter in parameters:
             if parameter.grad is not None:
@@ -32,5 +35,5 @@ def clip(parameters: Iterable[nn.Parameter], by: str, limit: float) -> None:
 
 def _norm(tensor: Tensor) -> Tensor:
     """Of each row of a matrix [N, 1]; of a vector as a whole."""
-    norm: Tensor = torch.linalg.vector_norm(tensor, dim=-1, keepdim=True)
+    norm: Tensor = tensor.norm(dim=-1, keepdim=True)
     return norm
