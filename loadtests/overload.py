@@ -101,7 +101,7 @@ def main() -> int:
     rows: list[Row] = []
     try:
         with tempfile.TemporaryDirectory() as directory:
-            inputs = _bundles(Path(directory))
+            inputs = _bundles(Path(directory), args.hidden)
             chosen = [s for s in subjects(inputs) if args.only in s.name]
             flags = [flag for given in args.serve for flag in given.split()]
             for subject in chosen:
@@ -131,17 +131,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--store", default="memory:", help="of the service; sqlite: is a file of the run's own"
     )
+    parser.add_argument(
+        "--hidden",
+        type=int,
+        default=256,
+        help="of the two layers of the model of single steps (default: 256)",
+    )
     parser.add_argument("--only", default="", help="subjects with this in their name")
     parser.add_argument("--serve", action="append", default=[], help="more flags for `cellstate serve`")
     parser.add_argument("--nice", type=int, default=0, help="of the generator (default: 0)")
     return parser
 
 
-def _bundles(directory: Path) -> int:
+def _bundles(directory: Path, hidden: int) -> int:
     """Makes what is served; the inputs of its series model."""
     from loadtests.bundles import random_bundle
 
-    random_bundle(directory / "lstm", 2, 256, name="lstm")
+    random_bundle(directory / "lstm", 2, hidden, name="lstm")
     (directory / "shakespeare").symlink_to(Path(SHIPPED_BUNDLES) / "shakespeare")
     return len(load(directory / "lstm").spec.inputs)
 
