@@ -132,7 +132,7 @@ def environment(directory: Path) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """requests: at once in each replica of a model. timeout_s: that a request may take to arrive."""
+    """requests: at once, for each replica of a model. timeout_s: that a request may take to arrive."""
 
     requests: int = 512
     timeout_s: float = 60.0
@@ -174,9 +174,7 @@ def _section(section: str, directory: Path, models: list[str], bounds: Bounds) -
             lines.append(f"    timeout http-keep-alive {_IDLE_S}s")
         lines += [f"    errorfile {status} {directory / f'{status}.http'}" for status in _PROBLEMS]
     elif section.startswith("frontend"):
-        # Twice what a replica is to have: as many again are in the door, on their way in or out, when it has
-        # to refuse others, and a replica must not wait for its work meanwhile.
-        lines = _gated(lines, models, 2 * bounds.requests)
+        lines = _gated(lines, models, bounds.requests)
     elif section.startswith("backend") and section.split()[1] in models:
         lines += _streams(section.split()[1], lines)
     return "\n".join(lines) + "\n"

@@ -117,7 +117,7 @@ async def door(tmp_path: Path, bounds: front_door.Bounds) -> AsyncIterator[Door]
 
 
 async def test_a_request_too_much_is_refused_at_the_door(tmp_path: Path) -> None:
-    async with door(tmp_path, front_door.Bounds(requests=2)) as here:  # and as many in the door
+    async with door(tmp_path, front_door.Bounds(requests=4)) as here:
         held = await here.fill(2)
         assert await here.status(PREDICT) == 429  # at half of it
         held += await here.fill(2)
@@ -135,7 +135,7 @@ async def test_a_request_too_much_is_refused_at_the_door(tmp_path: Path) -> None
 
 
 async def test_many_refusals_are_held_back_and_let_in_if_there_is_room_by_then(tmp_path: Path) -> None:
-    async with door(tmp_path, front_door.Bounds(requests=1)) as here:
+    async with door(tmp_path, front_door.Bounds(requests=2)) as here:
         held = await here.fill(2)
         clients = [await here.send(FACTS) for _ in range(200)]
         assert [(await client.answer())[0] for client in clients] == [200] * 200
@@ -151,7 +151,7 @@ async def test_many_refusals_are_held_back_and_let_in_if_there_is_room_by_then(t
 
 
 async def test_streams_take_no_requests_place(tmp_path: Path) -> None:
-    async with door(tmp_path, front_door.Bounds(requests=1)) as here:
+    async with door(tmp_path, front_door.Bounds(requests=2)) as here:
         url = f"ws://127.0.0.1:{here.port}/v1/models/m/sessions/a/stream"
         async with connect(url, proxy=None), connect(url, proxy=None), connect(url, proxy=None):
             await here.fill(2)
