@@ -129,7 +129,8 @@ class GateProtocol(HttpToolsProtocol):
         self._end(503, problem_json(_NO_ROOM), "connections")
 
     def data_received(self, data: bytes) -> None:
-        self.release()  # the next request came before its answer: they are answered in order
+        if self._held:  # the next request came before the answer to the last: they are answered in order
+            self.release()
         if len(self.tasks) >= self._most and self._refuse(data):
             return
         super().data_received(data)

@@ -1,9 +1,12 @@
-"""What is done about gradients that are too large."""
+"""What is done about gradients that are too large, and about a loss that they have made so."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from model.errors import TrainingError
 
 if TYPE_CHECKING:  # the command's flags are made of KINDS, and its --help should not wait for torch
     from torch import Tensor, nn
@@ -11,6 +14,12 @@ if TYPE_CHECKING:  # the command's flags are made of KINDS, and its --help shoul
 KINDS = ("norm", "value", "adaptive", "none")
 #: Below it the norm of a unit's weights counts as this: a unit whose weights are zero could not learn else.
 LEAST_NORM = 1e-3
+
+
+def check_finite(loss: float, update: int) -> None:
+    """Raises TrainingError for a loss that is no number any more."""
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss} at update {update}: try a lower learning rate or clip")
 
 
 def clip(parameters: Iterable[nn.Parameter], by: str, limit: float) -> None:

@@ -7,7 +7,6 @@ sequences are short at first and grow when they are mastered (Bengio et al. 2009
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,7 +22,7 @@ from model.network import Network
 from model.tasks.measuring import SIDE_BY_SIDE
 from model.tasks.task import Batch, Task
 from model.train import checkpoint, schedules
-from model.train.clipping import clip
+from model.train.clipping import check_finite, clip
 from model.train.plain import PlainNetwork
 from model.train.report import Report
 from model.train.task_options import TaskOptions
@@ -138,10 +137,7 @@ class Solver:
                 wrong: list[float] = self.task.wrong(kept, batch).tolist()
         loss = self.task.loss(y, batch)
         value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at update {p.update}: try a lower learning rate or clip"
-            )
+        check_finite(value, p.update)
         loss.backward()  # type: ignore[no-untyped-call]
         clip(self.network.parameters(), o.clip_by, o.clip)
         rise = min(1.0, (p.update + 1) / o.warmup) if o.warmup else 1.0

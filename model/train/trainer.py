@@ -20,7 +20,7 @@ from model.dropout import Dropout
 from model.errors import TrainingError
 from model.network import Network
 from model.train import checkpoint
-from model.train.clipping import clip
+from model.train.clipping import check_finite, clip
 from model.train.options import Options
 from model.train.report import Epoch, Report
 from model.train.schedules import Drops
@@ -130,10 +130,7 @@ class Trainer:
             state = (h.detach(), c.detach())
             loss = self.data.loss(y, target)
             value = loss.item()
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss is {value} at update {p.update}: try a lower learning rate or clip"
-                )
+            check_finite(value, p.update)
             loss.backward()  # type: ignore[no-untyped-call]
             for parameter, rows, _ in self.held:
                 if parameter.grad is not None:

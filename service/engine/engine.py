@@ -256,7 +256,9 @@ class Engine:
         if self.scheduler.kind is SHORT and not outcome.heads:  # most ticks, and nothing can fail
             for job, output in zip(jobs, outcome.outputs, strict=True):
                 job.position, job.outputs = 1, [output]
-                job.phase = DONE  # they are RUNNING: `_admit` made them so in this tick
+                if job.phase is not RUNNING:
+                    job.move(DONE)  # raises
+                job.phase = DONE
             self._ended += jobs
             return
         for b, job in enumerate(jobs):
