@@ -264,15 +264,29 @@ def _train_text(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from model import bundle as bundles
-    from model.evaluate import TOLERANCE, compare, evaluate, figures
-    from model.train.jobs import pick_device
+    from model.evaluate import TOLERANCE, compare, needed
 
     bundle = bundles.load(args.bundle)
-    tolerance = TOLERANCE if args.tolerance is None else args.tolerance
     if bundle.spec.rules is not None:
-        from model.watch.commands import evaluate_watch
+        from model.watch.commands import show_benchmark
 
-        return evaluate_watch(bundle, args.data, tolerance)
+        measured = show_benchmark(bundle, needed(args.data))
+    else:
+        measured = _show_measured(bundle, args)
+    tolerance = TOLERANCE if args.tolerance is None else args.tolerance
+    differences = compare(bundle.quality, measured, tolerance)
+    for d in differences:
+        print(f"{d.name}: measured {d.measured}, the manifest says {d.manifest}", file=sys.stderr)
+    if not differences:
+        print(f"every figure is the manifest's, within {tolerance:g} of it")
+    return FAILED if differences else 0
+
+
+def _show_measured(bundle: Bundle, args: argparse.Namespace) -> dict[str, Any]:
+    """Measures a bundle, and prints its figures beside the manifest's."""
+    from model.evaluate import evaluate, figures
+    from model.train.jobs import pick_device
+
     measured, source = evaluate(bundle, args.data, pick_device(args.device), args.streams)
     told = dict(figures(bundle.quality))
     print(f"{bundle.name} {bundle.version} on the {measured['part']} part of {source.file}")
@@ -281,12 +295,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"{name:34}{value:12.5f}{told.get(name, float('nan')):12.5f}")
     if source.sha256 != (bundle.training.get("data") or {}).get("sha256"):
         print("note: this is not the file the manifest's figures were measured on", file=sys.stderr)
-    differences = compare(bundle.quality, measured, tolerance)
-    for d in differences:
-        print(f"{d.name}: measured {d.measured}, the manifest says {d.manifest}", file=sys.stderr)
-    if not differences:
-        print(f"every figure is the manifest's, within {tolerance:g} of it")
-    return FAILED if differences else 0
+    return measured
 
 
 def show_quality(bundle: Bundle) -> None:

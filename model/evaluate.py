@@ -168,5 +168,5 @@ def evaluate(
 def needed(path: Path | None) -> Path:
     """The data file, if there is one. Raises DataError."""
     if path is None:
-        raise DataError("this bundle was trained on a file: name it with --data")
+        raise DataError("this bundle is measured on data: name them with --data")
     return path

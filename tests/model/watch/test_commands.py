@@ -94,6 +94,7 @@ def test_a_column_is_watched_row_by_row(here: Path, capsys: pytest.CaptureFixtur
         (["watch", "nab/data/one/a.csv", "--bundle", "bundle", "--column", "x"], "no column 'x'"),
         (["watch", "nowhere.csv", "--bundle", "bundle"], "nowhere.csv"),
         (["evaluate", "bundle", "--data", "nowhere"], "combined_windows.json"),
+        (["evaluate", "bundle"], "name them with --data"),
         (["train", "watch", "--name", "A B"], "name must match"),
         (["explain", "bundle"], "watch model"),
         (["train", "watch", "--name", "a", "--batches", "0"], "batches must be at least"),
