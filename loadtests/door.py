@@ -68,7 +68,9 @@ def main() -> int:
         if not shutil.which("wrk"):
             raise Failed("wrk is not installed (Debian: apt-get install wrk)")
         with contextlib.ExitStack() as stack:
-            url = args.url or stack.enter_context(service(args.layers, args.hidden, store=args.store))
+            kept = ["--durability", args.durability] if args.durability else []
+            made = service(args.layers, args.hidden, *kept, store=args.store)
+            url = args.url or stack.enter_context(made)
             target = look(url.rstrip("/"), args.model)
             rows = measure(target, args)
     except (Failed, httpx.HTTPError) as error:
@@ -87,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--store", default="memory:", help="of the service started; sqlite: is a file of the run's own"
     )
+    parser.add_argument("--durability", help="of its sessions (default: the store's)")
     parser.add_argument("--seconds", type=int, default=5, choices=range(1, 61), metavar="1-60", help="a row")
     parser.add_argument("--connections", type=_counts, default=[1, 64], help="of HTTP (default: 1,64)")
     parser.add_argument("--streams", type=_counts, default=[1, 32], help="WebSockets (default: 1,32)")
