@@ -78,7 +78,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 def check_same(directory: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises TrainingError if a checkpoint's facts differ from this training's in any that this one names."""
-    for key, value in now.items():
+    for key, value in json.loads(json.dumps(now)).items():  # as a checkpoint holds them: lists, no tuples
         if before.get(key) != value:
             difference = _difference(before.get(key), value)
             raise TrainingError(f"{directory}: the checkpoint was made with another {key}: {difference}")

@@ -207,8 +207,7 @@ def _train(
     say = job.report.say
     sizes = dict(zip(("train", "validation", "test"), parts.sizes(), strict=True))
     say(f"{job.name}: {spec.architecture.parameters:,} parameters on {device}; rows {sizes}")
-    architecture = {**asdict(spec.architecture), "quantiles": list(spec.architecture.quantiles)}  # as in JSON
-    facts = {"data": asdict(source.source), "split": sizes, "architecture": architecture}
+    facts = {"data": asdict(source.source), "split": sizes, "architecture": asdict(spec.architecture)}
     trainer = Trainer(network, data, job.options, job.run, job.report, facts)
     if job.resume:
         trainer.resume()

@@ -54,6 +54,12 @@ def test_what_was_not_solved_is_saved_and_said(here: Path, capsys: pytest.Captur
     assert (bundle.training["solved"], bundle.quality["solved"]) == (False, False)
 
 
+def test_what_was_broken_off_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--sequences", "640", "--name", "broken") == 1
+    assert train("--sequences", "640", "--name", "broken", "--resume") == 1
+    assert "resumed after 640 sequences from runs/broken" in capsys.readouterr().err
+
+
 def test_a_plain_network_leaves_a_result_and_no_bundle(here: Path) -> None:
     assert train("--cell", "rnn", "--sequences", "640", "--name", "plain") == 1
     assert not (here / "bundles" / "plain").exists()
