@@ -45,13 +45,16 @@ class Batch:
 @dataclass(frozen=True)
 class Criterion:
     """A task is solved when of the `recent` newest training sequences at most the share `recent_wrong` was
-    wrong, and then, of `tested` new ones, at most the share `tested_wrong`.
+    wrong, and then, of `tested` new ones, at most the share `tested_wrong`. Training ends when of as many
+    other ones no more than `margin` of that share is wrong: what is just good enough on one draw is often not
+    on the next, the more so the fewer wrong answers there may be.
     """
 
     recent: int
     recent_wrong: float
     tested: int
     tested_wrong: float
+    margin: float = 0.25
 
 
 class Task(ABC):

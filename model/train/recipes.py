@@ -11,11 +11,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "reber": {"hidden": 16, "learning_rate": 0.01, "chrono": 20},
     "lag-2a": {"hidden": 16},
     "lag-2c": {"hidden": 16},
-    "adding": {"hidden": 32, "learning_rate": 0.01, "start": 100, "growth": 10.0, "drop_after": 4},
+    "adding": {"hidden": 32, "learning_rate": 0.01, "start": 100, "growth": 3.0, "drop_after": 4},
     "multiplication": {"hidden": 32, "learning_rate": 0.01},
     "order-2": {"hidden": 16},
     "order-3": {"hidden": 32},
-    "copying": {"hidden": 128, "learning_rate": 0.006, "start": 5, "growth": 2.0, "passed": 0.05},
+    "copying": {"hidden": 128, "learning_rate": 0.006, "start": 5, "growth": 2.0, "passed": 0.002},
 }
 
 

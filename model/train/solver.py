@@ -161,8 +161,7 @@ class Solver:
         if len(p.recent) < criterion.recent or sum(p.recent) > criterion.recent_wrong * len(p.recent):
             return False
         p.checks += 1
-        # A quarter of what the test allows: what is just good enough on one draw is often not on the next
-        p.solved = self._check() <= criterion.tested_wrong / 4
+        p.solved = self._check() <= criterion.margin * criterion.tested_wrong
         p.recent = []
         return p.solved
 
