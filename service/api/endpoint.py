@@ -120,6 +120,13 @@ class ModelEndpoint:
         """A predict reply as JSON, likewise."""
         return await joined(self._renderer(reply).prediction_parts(reply), self.turns)
 
+    def plain_command(self, prefix: str, body: BulkItem, steps: Steps | None) -> StepCommand | None:
+        """The same of a request that asks for no more than a step, and was read; None for any other."""
+        more = body.returns or body.horizon or body.generate or body.timeout_ms
+        if steps is None or more or body.returns is not None or len(self._readers) > 1:
+            return None
+        return StepCommand(prefix + body.session_id, steps, body.step)
+
     async def bulk_command(self, prefix: str, body: BulkItem, steps: Steps | None) -> StepCommand:
         """A request of a bulk body as a command; steps: if they were read before. prefix: of its sessions'
         names. Raises what `read_step` does."""

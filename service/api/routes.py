@@ -155,7 +155,10 @@ async def bulk_step(site: Site, request: Request) -> Response:
             if number > granted:
                 raise identity.too_many()
             body = item if isinstance(item, BulkItem) else _bulk_item(item)
-            commands[-1] = command = await endpoint.bulk_command(identity.prefix, body, steps)
+            command = endpoint.plain_command(identity.prefix, body, steps)
+            if command is None:
+                command = await endpoint.bulk_command(identity.prefix, body, steps)
+            commands[-1] = command
             futures.append(endpoint.manager.step(command, pull=False))
         except CellstateError as error:
             futures.append(error)
@@ -168,7 +171,7 @@ async def bulk_step(site: Site, request: Request) -> Response:
         try:
             if isinstance(future, CellstateError):
                 raise future
-            reply = await future
+            reply = future.result() if future.done() else await future
             small = reply.options is PLAIN and len(reply.outputs) == 1
             results.append(endpoint.small_answer(reply) if small else await endpoint.answer(reply))
         except Elsewhere as error:
