@@ -12,6 +12,7 @@ from loadtests.results import Check
 from loadtests.scenarios import inputs
 from loadtests.scenarios.traffic import BULK, SESSION, SESSIONS, STEPS
 from model.bundle import Bundle
+from model.network import Scaler
 from model.reference import Reference
 
 #: Normalised outputs against float64, by the precision of the service; tests/service/test_correct.py has them
@@ -66,14 +67,13 @@ def reference(
     """The last outputs of some sessions against the float64 reference run over all their inputs. None if
     there is nothing to compare."""
     spec, worst, compared = bundle.spec, 0.0, 0
-    width = spec.architecture.input_size
-    mean, std = (np.array([getattr(s, name) for s in spec.inputs]) for name in ("mean", "std"))
+    width, scaler = len(spec.inputs), Scaler(spec)
     out_mean, out_std = (np.array([getattr(s, name) for s in spec.outputs]) for name in ("mean", "std"))
     for number, step, outputs in samples:
         if step >= MOST_REFERENCE_STEPS:
             continue
         rows = np.array(inputs.rows(width, number, 0, step + 1))
-        wanted = Reference(spec, bundle.weights).run((rows - mean) / std)[-1]
+        wanted = Reference(spec, bundle.weights).run(scaler.normalise(rows))[-1]
         found = (np.array(outputs) - out_mean) / out_std
         worst, compared = max(worst, float(np.abs(found - wanted).max())), compared + 1
     if not compared:

@@ -67,11 +67,9 @@ def rows_of(bundle: Bundle, path: Path) -> Rows:
         tokens = on.data.tokens(bundle.spec.vocabulary)[part.start : part.stop]
         return Rows(tokens, tokens, None)
     scaler, series = Scaler(bundle.spec), on.data
-    inputs, outputs = (
-        series.columns([s.name for s in signals])[part.start : part.stop]
-        for signals in (bundle.spec.inputs, bundle.spec.outputs)
-    )
-    return Rows(scaler.normalise(inputs).astype(np.float32), outputs, scaler.output_std)
+    rows = slice(part.start, part.stop)
+    prepared = scaler.normalise(series.sent(bundle.spec)[rows]).astype(np.float32)
+    return Rows(prepared, series.columns([s.name for s in bundle.spec.outputs])[rows], scaler.output_std)
 
 
 def passes(bundle: Bundle, rows: Rows, steps: int, precision: str) -> list[Pass]:

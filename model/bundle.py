@@ -22,6 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from model.calendar import Calendar
 from model.config import Architecture, ModelSpec, Signal
 from model.errors import (
     BundleConflict,
@@ -83,6 +84,7 @@ def save(bundle: Bundle, directory: Path, dtype: str = "float32") -> Bundle:
         "outputs": [asdict(s) for s in bundle.spec.outputs],
         "vocabulary": bundle.spec.vocabulary,
         **({} if bundle.spec.rules is None else {"rules": asdict(bundle.spec.rules)}),
+        **({} if bundle.spec.calendar is None else {"calendar": asdict(bundle.spec.calendar)}),
         "training": bundle.training,
         "quality": bundle.quality,
         "weights": {"file": WEIGHTS, "dtype": dtype, "sha256": hashlib.sha256(blob).hexdigest()},
@@ -197,6 +199,7 @@ def _spec(manifest: dict[str, Any]) -> ModelSpec:
         outputs=_signals(manifest, "outputs"),
         vocabulary=_text(manifest, "vocabulary"),
         rules=Rules(**_table(manifest, "rules")) if task == "watch" else None,
+        calendar=Calendar(**_table(manifest, "calendar")) if "calendar" in manifest else None,
     )
 
 

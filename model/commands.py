@@ -112,6 +112,13 @@ def _add_train(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="with --memory: penalty of the regression the head starts as",
     )
     add("--quantiles", type=_levels, default=[], metavar="P,Q", help="levels told beside the prediction")
+    add(
+        "--calendar",
+        type=_names,
+        default=[],
+        metavar="A,B",
+        help="of the time: some of day, week, year, as inputs",
+    )
     _add_common(add, hidden=128, layers=1, parts=[0.7, 0.1, 0.2])
     series.set_defaults(func=guarded(_train_series), recorder=add)
     text = kinds.add_parser("text", help="on a text file: the next character")
@@ -246,6 +253,7 @@ def _train_series(args: argparse.Namespace) -> int:
         memory=args.memory,
         ridge=args.ridge,
         quantiles=tuple(args.quantiles),
+        calendar=tuple(args.calendar),
     )
     job = _job("series", args)
     show_quality(train_series(args.csv, columns, job))

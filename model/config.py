@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from model.calendar import Calendar
 from model.watch.rules import INPUTS, OUTPUTS, READS, SAYS, Rules
 
 Task = Literal["series", "text", "watch"]
@@ -44,7 +45,8 @@ class Signal:
 class Architecture:
     """Sizes of a stacked LSTM and its head.
 
-    input_size: features of one step after embedding. hidden_size H, num_layers L: of the LSTM.
+    input_size: numbers of one step that the network reads, after embedding and with what a calendar derives.
+    hidden_size H, num_layers L: of the LSTM.
     output_size: values the head gives a lead (series: number of outputs; text: vocabulary size; watch:
     numbers of a distribution). leads: how many steps ahead the head predicts at once; row 0 is the next step.
     residual: the head's prediction is added to the current normalised value of the same signal, so that a
@@ -139,9 +141,11 @@ class Architecture:
 class ModelSpec:
     """One model as its users see it: architecture plus the meaning of its inputs and outputs.
 
-    Series: `inputs` and `outputs` name the columns. Text: `vocabulary` is the string of characters
-    whose index is the token; inputs and outputs are empty. Watch: one input, any series, and what is said of
-    each of its values; what the network reads and says is `network`'s, and `rules` lie between the two.
+    Series: `inputs` and `outputs` name the columns; with a `calendar` the last input is the time, in Unix
+    seconds, of which the network reads what the calendar derives. Text: `vocabulary` is the string of
+    characters whose index is the token; inputs and outputs are empty. Watch: one input, any series, and what
+    is said of each of its values; what the network reads and says is `network`'s, and `rules` lie between
+    the two.
     """
 
     architecture: Architecture
@@ -149,11 +153,14 @@ class ModelSpec:
     outputs: tuple[Signal, ...] = ()
     vocabulary: str = ""
     rules: Rules | None = None
+    calendar: Calendar | None = None
 
     def __post_init__(self) -> None:
         arch = self.architecture
         if (arch.task == "watch") != (self.rules is not None):
             raise ValueError("a watch model has rules, and no other has")
+        if self.calendar is not None and arch.task != "series":
+            raise ValueError(f"a {arch.task} model has no calendar")
         if arch.task == "text":
             if len(set(self.vocabulary)) != len(self.vocabulary):
                 raise ValueError("the vocabulary names a character twice")
@@ -163,12 +170,14 @@ class ModelSpec:
                 )
             return
         watch = self.rules is not None
+        derived = 0 if self.calendar is None else self.calendar.width - 1
         for what, signals, size in (
-            ("inputs", self.inputs, len(INPUTS) if watch else arch.input_size),
+            ("inputs", self.inputs, len(INPUTS) if watch else arch.input_size - derived),
             ("outputs", self.outputs, len(OUTPUTS) if watch else arch.output_size),
         ):
             if len(signals) != size:
-                raise ValueError(f"{len(signals)} {what} are named, the architecture has {size}")
+                told = " with this calendar" if derived and what == "inputs" else ""
+                raise ValueError(f"{len(signals)} {what} are named, the architecture{told} has {size}")
             if len({s.name for s in signals}) != size:
                 raise ValueError(f"the {what} name a signal twice")
             for s in signals:
@@ -187,6 +196,22 @@ class ModelSpec:
         return ModelSpec(replace(self.architecture, task="series"), inputs, outputs)
 
     @property
+    def time(self) -> Signal | None:
+        """The input that a calendar is of."""
+        return None if self.calendar is None else self.inputs[-1]
+
+    @property
+    def measured(self) -> tuple[Signal, ...]:
+        """The inputs apart from the time."""
+        return self.inputs if self.calendar is None else self.inputs[:-1]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what the network of a series model reads: what is measured, and behind it the calendar."""
+        derived = () if self.calendar is None else self.calendar.columns
+        return (*(s.name for s in self.measured), *derived)
+
+    @property
     def output_width(self) -> int:
         """Numbers in a row of outputs, as a client sees them."""
         return len(self.outputs) or self.architecture.output_size
@@ -198,15 +223,16 @@ class ModelSpec:
 
     @property
     def output_columns(self) -> tuple[int, ...] | None:
-        """For each output the input column of the same name; None if one has none."""
-        names = [s.name for s in self.inputs]
+        """For each output the measured input of the same name; None if one has none."""
+        names = [s.name for s in self.measured]
         columns = tuple(names.index(s.name) for s in self.outputs if s.name in names)
         return columns if self.outputs and len(columns) == len(self.outputs) else None
 
     @property
     def closes_loop(self) -> bool:
-        """Whether predictions can be fed back as inputs: text, or outputs that are all the inputs."""
+        """Whether predictions can be fed back as inputs: text, or outputs that are all that is measured:
+        the time goes on by itself."""
         if self.architecture.task == "text":
             return True
         columns = self.output_columns
-        return columns is not None and sorted(columns) == list(range(len(self.inputs)))
+        return columns is not None and sorted(columns) == list(range(len(self.measured)))

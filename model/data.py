@@ -12,18 +12,16 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.config import Signal
+from model.config import ModelSpec, Signal
 from model.errors import DataError
+from model.timestamps import TIME_COLUMNS, Times, check_column, check_spacing, seconds
 
-#: Names by which a column of time is known when the command names none (compared in lower case).
-TIME_COLUMNS = frozenset({"date", "datetime", "time", "timestamp"})
 #: Deviations below this share of a column's magnitude are rounding, not information.
 LEAST_DEVIATION = 1e-9
 
@@ -38,15 +36,26 @@ class Source:
 
 @dataclass(frozen=True)
 class Series:
-    """Columns of numbers, evenly spaced in time. values [N, C] float64, in the file's units."""
+    """Columns of numbers, evenly spaced in time. values [N, C] float64, in the file's units. times: if they
+    were asked for."""
 
     source: Source
     names: tuple[str, ...]
     values: NDArray[np.float64]
+    times: Times | None = None
 
     def columns(self, names: Sequence[str]) -> NDArray[np.float64]:
         """The named columns [N, len(names)], in that order. Raises DataError for a name there is not."""
         return self.values[:, [self.index(name) for name in names]]
+
+    def sent(self, spec: ModelSpec) -> NDArray[np.float64]:
+        """The rows as a client of that model would send them [N, inputs]. Raises DataError."""
+        values = self.columns([s.name for s in spec.measured])
+        if spec.calendar is None:
+            return values
+        if self.times is None:
+            raise DataError(f"{self.source.file}: its times were not read, and the model has a calendar")
+        return np.column_stack((values, self.times.values))
 
     def index(self, name: str) -> int:
         if name not in self.names:
@@ -151,12 +160,17 @@ def read_text(path: Path) -> Text:
 
 
 def read_series(
-    path: Path, columns: Sequence[str] | None = None, time: str | None = None, allow_gaps: bool = False
+    path: Path,
+    columns: Sequence[str] | None = None,
+    time: str | None = None,
+    allow_gaps: bool = False,
+    timed: bool = False,
 ) -> Series:
     """A CSV file with a header line.
 
     columns: which to read (default: all but the time). time: the column of timestamps; by default the first,
-    if its name says so. It is not an input: it is only checked to be evenly spaced (unless allow_gaps).
+    if its name says so. It is not an input: it is only checked to be evenly spaced (unless allow_gaps), and
+    kept if `timed`, for a calendar.
     Raises DataError with line and column for a cell that is empty, not a number or not finite, a row of the
     wrong length, or a gap in time.
     """
@@ -173,6 +187,8 @@ def read_series(
             raise DataError(f"{path}: the file is empty; its first line must name the columns")
         header = [name.strip() for name in header]
         time_at, chosen = _choose(path, header, columns, time)
+        if timed:
+            check_column(path, header, time_at, chosen)
         rows, stamps = [], []
         for row in reader:
             if not row:  # a blank line, as at the end of many files
@@ -181,14 +197,19 @@ def read_series(
             if len(row) != len(header):
                 raise DataError(f"{path}: line {line}: {len(row)} cells, the header has {len(header)}")
             rows.append([_number(path, line, header[k], row[k]) for k in chosen])
-            if time_at is not None and not allow_gaps:
-                stamps.append((line, _time(path, line, header[time_at], row[time_at])))
+            if time_at is not None and (timed or not allow_gaps):
+                stamps.append((line, seconds(path, line, header[time_at], row[time_at], timed)))
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num}: {error}") from error
     if not rows:
         raise DataError(f"{path}: no rows below the header")
-    _check_spacing(path, stamps)
-    return Series(source, tuple(header[k] for k in chosen), np.array(rows, np.float64))
+    if not allow_gaps:
+        check_spacing(path, stamps)
+    names, values = tuple(header[k] for k in chosen), np.array(rows, np.float64)
+    if not timed or time_at is None:
+        return Series(source, names, values)
+    times = np.array([stamp for _, stamp in stamps], np.float64)
+    return Series(source, names, values, Times(header[time_at], times))
 
 
 def _read(path: Path) -> tuple[bytes, Source]:
@@ -230,32 +251,3 @@ def _number(path: Path, line: int, column: str, cell: str) -> float:
     if not math.isfinite(value):
         raise DataError(f"{path}: line {line}, column {column!r}: {cell!r} is not finite")
     return value
-
-
-def _time(path: Path, line: int, column: str, cell: str) -> float:
-    """Seconds of a timestamp: ISO 8601, or a plain number."""
-    try:
-        return float(cell)
-    except ValueError:
-        pass
-    try:
-        moment = datetime.fromisoformat(cell.strip())
-    except ValueError:
-        raise DataError(f"{path}: line {line}, column {column!r}: {cell!r} is not a time") from None
-    # Without a zone it counts as UTC: only distances matter, and they must not jump at the clock changes
-    # of whatever zone this machine is in.
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _check_spacing(path: Path, stamps: list[tuple[int, float]]) -> None:
-    if len(stamps) < 2:
-        return
-    spacing = stamps[1][1] - stamps[0][1]
-    if not spacing > 0:
-        raise DataError(f"{path}: line {stamps[1][0]}: time does not go forward")
-    for (_, before), (line, now) in pairwise(stamps):
-        if not math.isclose(now - before, spacing, rel_tol=1e-6, abs_tol=1e-6):
-            raise DataError(
-                f"{path}: line {line}: {now - before:g} s after the row before, not {spacing:g} s: "
-                "the rows must be evenly spaced (or ask to allow gaps)"
-            )

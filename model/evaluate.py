@@ -43,7 +43,7 @@ class Difference:
 def series_tensors(series: Series, spec: ModelSpec) -> tuple[Tensor, Tensor]:
     """All rows of a series, normalised: inputs [N, I] and outputs [N, O], float32."""
     scaler = Scaler(spec)
-    x = scaler.normalise(series.columns([s.name for s in spec.inputs]))
+    x = scaler.normalise(series.sent(spec))
     y = (series.columns([s.name for s in spec.outputs]) - scaler.output_mean) / scaler.output_std
     return torch.from_numpy(x).float(), torch.from_numpy(y).float()
 
@@ -61,9 +61,10 @@ def read_data(bundle: Bundle, path: Path) -> Series | Text:
     """The file, read as this bundle's task needs it. Raises DataError."""
     if bundle.spec.architecture.task == "text":
         return read_text(path)
-    names = dict.fromkeys(s.name for s in (*bundle.spec.inputs, *bundle.spec.outputs))
-    data = bundle.training.get("data") or {}
-    return read_series(path, list(names), data.get("time"), bool(data.get("allow_gaps")))
+    spec, data = bundle.spec, bundle.training.get("data") or {}
+    names = dict.fromkeys(s.name for s in (*spec.measured, *spec.outputs))
+    time = data.get("time") if spec.time is None else spec.time.name
+    return read_series(path, list(names), time, bool(data.get("allow_gaps")), timed=spec.time is not None)
 
 
 def split_of(bundle: Bundle, rows: int) -> Split:

@@ -69,6 +69,7 @@ def facts(bundle: Bundle, directory: Path) -> dict[str, Any]:
         "outputs": [asdict(s) for s in bundle.spec.outputs],
         "vocabulary": bundle.spec.vocabulary,
         **({} if bundle.spec.rules is None else {"rules": asdict(bundle.spec.rules)}),
+        **({} if bundle.spec.calendar is None else {"calendar": asdict(bundle.spec.calendar)}),
         "tensors": _tensors(directory),
         "bundle_bytes": sum(path.stat().st_size for path in directory.iterdir() if path.is_file()),
         "forget_bias": [_forget_bias(bundle.weights[f"lstm.bias_l{k}"]) for k in range(arch.num_layers)],
@@ -151,6 +152,9 @@ def _what_goes_in(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"leads        {leads} ahead at once{added}{rank}"
     if arch["quantiles"]:
         yield f"quantiles    {', '.join(f'{level:g}' for level in arch['quantiles'])}"
+    if calendar := found.get("calendar"):
+        told = ", ".join(calendar["features"])
+        yield f"calendar     {told} of {found['inputs'][-1]['name']}; {calendar['spacing_s']:g} s a step"
     both = found["inputs"] == found["outputs"]
     for what in ("inputs",) if both else ("inputs", "outputs"):
         yield ""

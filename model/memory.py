@@ -78,13 +78,15 @@ def bank(signals: int, season: int) -> Bank:
 
 
 @torch.no_grad()
-def remember(lstm: StackedLSTM, season: int, unit: int = 24) -> Bank:
+def remember(lstm: StackedLSTM, season: int, unit: int = 24, signals: int | None = None) -> Bank:
     """Sets the first units of a one-layer LSTM to a bank. season: rows in a period, 0 for no waves; spans are
-    then in `unit` rows. Raises ValueError if the LSTM has not so many units, or several layers."""
-    made = bank(lstm.input_size, season)
+    then in `unit` rows. signals: the first so many of the inputs; all by default. Raises ValueError if the
+    LSTM has not so many units, or several layers."""
+    signals = lstm.input_size if signals is None else signals
+    made = bank(signals, season)
     if lstm.num_layers != 1 or lstm.hidden_size < made.units:
         raise ValueError(
-            f"a memory of {lstm.input_size} signals needs one layer of at least {made.units} units, not"
+            f"a memory of {signals} signals needs one layer of at least {made.units} units, not"
             f" {lstm.num_layers} of {lstm.hidden_size}"
         )
     w_ih, w_hh, bias = lstm.layer(0)
@@ -94,7 +96,7 @@ def remember(lstm: StackedLSTM, season: int, unit: int = 24) -> Bank:
         for tensor in (w_ih, w_hh, bias):
             tensor[rows + gate * H] = 0
     bias[rows + 3 * H] = OPEN
-    for signal in range(lstm.input_size):
+    for signal in range(signals):
         units = iter(range(signal * (made.linear + made.unrest), made.units))
         _linear(lstm, signal, units, season or unit, season)
         _unrest(lstm, signal, made.of(signal).start + LEVEL, units, season or unit)

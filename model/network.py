@@ -149,14 +149,19 @@ class Scaler:
     """Between user units and normalised values, in float64 (a large offset would cost float32 its digits)."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        self.input_mean = np.array([s.mean for s in spec.inputs])
-        self.input_std = np.array([s.std for s in spec.inputs])
+        self.input_mean = np.array([s.mean for s in spec.measured])
+        self.input_std = np.array([s.std for s in spec.measured])
         self.output_mean = np.array([s.mean for s in spec.outputs])
         self.output_std = np.array([s.std for s in spec.outputs])
+        self._calendar = spec.calendar
 
     def normalise(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Inputs [..., I] in their units to normalised values."""
-        return np.asarray((inputs - self.input_mean) / self.input_std)
+        """Inputs [..., inputs] in their units to what the network reads [..., I]: normalised values and, with
+        a calendar, what it derives of the last input."""
+        if self._calendar is None:
+            return np.asarray((inputs - self.input_mean) / self.input_std)
+        values = (inputs[..., :-1] - self.input_mean) / self.input_std
+        return np.concatenate((values, self._calendar.of(inputs[..., -1])), -1)
 
     def denormalise(self, outputs: NDArray[np.floating]) -> NDArray[np.float64]:
         """Normalised outputs [..., O] to their units."""

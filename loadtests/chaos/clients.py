@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from loadtests.chaos.proxy import Stray
 from loadtests.chaos.subject import MODEL
 from model.bundle import Bundle
+from model.network import Scaler
 from model.reference import Reference
 from service.client import AsyncClient, AsyncSession, ClientError, DeadlineExceeded, StepConflict
 
@@ -172,8 +173,8 @@ class Clients:
 
     def _reference(self, track: Track) -> NDArray[np.float64]:
         weights = {name: tensor.numpy() for name, tensor in self._bundle.weights.items()}
-        (mean, std), (out_mean, out_std) = self._in, self._out
-        prepared = (self.inputs(track.number, 0, len(track.outputs)) - mean) / std
+        out_mean, out_std = self._out
+        prepared = Scaler(self._bundle.spec).normalise(self.inputs(track.number, 0, len(track.outputs)))
         return np.asarray(Reference(self._bundle.spec, weights).run(prepared) * out_std + out_mean)
 
     def _error(self, outputs: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:

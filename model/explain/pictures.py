@@ -86,7 +86,7 @@ def _draw_input(axes: Any, story: Story, inputs: int) -> None:
     scaled = (x - low) / (high - low).clamp(min=1e-6)
     for n in range(inputs):
         axes.plot((scaled[:, n] * 0.85 + inputs - 1 - n).numpy(), color=INK, linewidth=0.9)
-    names = [shorten(s.name) for s in story.bundle.spec.inputs]
+    names = [shorten(name) for name in story.bundle.spec.columns]
     names += [f"input {n}" for n in range(len(names), inputs)]
     axes.set_yticks([inputs - 1 - n + 0.42 for n in range(inputs)], names[:inputs], fontsize=7)
     axes.set(xlim=(-0.5, on.shown - 0.5), ylim=(-0.15, inputs))

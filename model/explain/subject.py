@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.bundle import Bundle
+from model.config import ModelSpec
 from model.data import Series, Text
 from model.errors import BundleMalformed, DataError
 from model.evaluate import read_data, series_tensors, split_of
@@ -72,11 +74,10 @@ def _lengths(bundle: Bundle) -> tuple[int, int]:
 
 
 def _series(bundle: Bundle, path: Path | None) -> Subject:
-    arch = bundle.spec.architecture
     season = _season(bundle)
     if path is None:
         steps, warm = _lengths(bundle)
-        x, first = _synthetic(steps + warm, arch.input_size, season or 24), 0
+        x, first = _made(bundle.spec, steps + warm, season or 24), 0
         told = (
             f"Synthetic input, as no data was given: each input is a sine of period {season or 24}, a slower "
             f"one of period {7 * (season or 24)} and autoregressive noise, about normal (seed {SEED})."
@@ -148,6 +149,15 @@ def _season(bundle: Bundle) -> int:
     return season if isinstance(season, int) and 2 <= season <= 10_000 else 0
 
 
+def _made(spec: ModelSpec, T: int, period: int) -> Tensor:
+    """What the network reads [T, I]: made of formulas, and of times from the mean of the training's on."""
+    x = _synthetic(T, len(spec.measured), period)
+    if spec.calendar is None or spec.time is None:
+        return x
+    times = np.asarray(spec.time.mean + spec.calendar.spacing_s * np.arange(T), np.float64)
+    return torch.cat((x, torch.from_numpy(spec.calendar.of(times)).float()), 1)
+
+
 def _synthetic(T: int, inputs: int, period: int) -> Tensor:
     """[T, inputs], about normal: two sines with random phases and AR(1) noise."""
     generator = torch.Generator().manual_seed(SEED)
@@ -178,8 +188,7 @@ def _generate(network: Network, length: int) -> Tensor:
 
 def _series_features(bundle: Bundle, x: Tensor, season: int, first: int) -> tuple[Tensor, tuple[str, ...]]:
     """The inputs themselves, and the phase of the season as cosine and sine."""
-    signals = [s.name for s in bundle.spec.inputs]
-    features, names = [x[:, : len(signals)]], [f"the input {name}" for name in signals]
+    features, names = [x], [f"the input {name}" for name in bundle.spec.columns]
     if season:
         phase = 2 * math.pi * torch.arange(first, first + len(x), dtype=torch.float64) / season
         features.append(torch.stack((phase.cos(), phase.sin()), 1).float())

@@ -12,6 +12,7 @@ import torch
 
 from model import bundle as bundles
 from model.bundle import Bundle
+from model.calendar import Calendar
 from model.config import Architecture, ModelSpec
 from model.data import Series, Split, Text, read_series, read_text, signals, split
 from model.errors import DataError, TrainingError
@@ -57,6 +58,7 @@ class SeriesColumns:
     outputs: the inputs. season: rows in a period, for the seasonal forecast it is compared with; 0: none.
     rank: functions of the lead in the head; 0: weights for each lead. memory: units that remember from the
     start (see `model.memory`), with a head that starts as their ridge regression. quantiles: levels.
+    calendar: what the model reads of the time (see `model.calendar`).
     """
 
     inputs: Sequence[str] = ()
@@ -71,6 +73,7 @@ class SeriesColumns:
     memory: bool = False
     ridge: float = 3e-3
     quantiles: tuple[float, ...] = ()
+    calendar: tuple[str, ...] = ()
 
 
 def train_series(path: Path, columns: SeriesColumns, job: Job) -> Bundle:
@@ -78,7 +81,7 @@ def train_series(path: Path, columns: SeriesColumns, job: Job) -> Bundle:
     if columns.season < 0:
         raise TrainingError(f"season must be at least 0, not {columns.season}")
     both = list(dict.fromkeys([*columns.inputs, *columns.outputs])) if columns.inputs else None
-    series = read_series(path, both, columns.time, columns.allow_gaps)
+    series = read_series(path, both, columns.time, columns.allow_gaps, timed=bool(columns.calendar))
     inputs = list(columns.inputs) or list(series.names)
     outputs = list(columns.outputs) or inputs
     unknown = set(columns.units) - {*inputs, *outputs}
@@ -90,7 +93,14 @@ def train_series(path: Path, columns: SeriesColumns, job: Job) -> Bundle:
     device = pick_device(job.device)
     where = tuple(inputs.index(name) if name in inputs else None for name in outputs)
     data = SeriesData(
-        x.to(device), y.to(device), where, columns.leads, parts.train, parts.validation, job.options
+        x.to(device),
+        y.to(device),
+        where,
+        columns.leads,
+        parts.train,
+        parts.validation,
+        job.options,
+        len(inputs),
     )
     extra = {"season": columns.season, "allow_gaps": columns.allow_gaps, "time": columns.time}
     return _train(spec, data, series, parts, job, device, extra, _Fitted(columns, data))
@@ -112,10 +122,16 @@ class _Fitted:
         if not c.rank or None in d.columns:
             raise TrainingError("memory needs a rank, and every output among the inputs")
         try:
-            self.bank = remember(network.lstm, c.season)
+            self.bank = remember(network.lstm, c.season, signals=len(network.spec.measured))
         except ValueError as error:
             raise TrainingError(str(error)) from error
         network.held_units = self.bank.units
+        learnt = d.options.epochs and network.spec.architecture.hidden_size > self.bank.units
+        if network.spec.calendar is not None and not learnt:
+            raise TrainingError(
+                f"a calendar is read by units that are learnt: beside a memory it needs more than its"
+                f" {self.bank.units} units, and an epoch"
+            )
         fit_head(network, self.bank, d.x, d.outputs, d.of_inputs, self._rows(), c.ridge)
 
     def behind(self, network: Network) -> None:
@@ -153,10 +169,12 @@ def _series_spec(
 ) -> ModelSpec:
     units = dict(columns.units)
     try:
+        times = series.times
+        calendar = None if times is None else Calendar(columns.calendar, times.spacing())
         return ModelSpec(
             Architecture(
                 "series",
-                len(inputs),
+                len(inputs) + (0 if calendar is None else calendar.width),
                 job.hidden_size,
                 job.num_layers,
                 len(outputs),
@@ -166,8 +184,12 @@ def _series_spec(
                 columns.quantiles,
                 spread_rank(columns.memory, columns.leads) if columns.quantiles else 0,
             ),
-            inputs=signals(series, inputs, units, parts.train),
+            inputs=(
+                *signals(series, inputs, units, parts.train),
+                *([] if times is None else [times.signal(parts.train)]),
+            ),
             outputs=signals(series, outputs, units, parts.train),
+            calendar=calendar,
         )
     except ValueError as error:
         raise TrainingError(str(error)) from error
@@ -208,6 +230,8 @@ def _train(
     sizes = dict(zip(("train", "validation", "test"), parts.sizes(), strict=True))
     say(f"{job.name}: {spec.architecture.parameters:,} parameters on {device}; rows {sizes}")
     facts = {"data": asdict(source.source), "split": sizes, "architecture": asdict(spec.architecture)}
+    if spec.calendar is not None:
+        facts["calendar"] = asdict(spec.calendar)
     trainer = Trainer(network, data, job.options, job.run, job.report, facts)
     if job.resume:
         trainer.resume()

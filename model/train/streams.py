@@ -86,9 +86,12 @@ class SeriesData(TrainingData):
         train: range,
         validation: range,
         options: Options,
+        measured: int | None = None,
     ) -> None:
-        """columns: for each output the input of the same name, if any: a shift moves both."""
+        """columns: for each output the input of the same name, if any: a shift moves both. measured: how many
+        columns of x, from the first, are moved and blurred, by default all; what tells the time is not."""
         super().__init__(len(train), leads, options)
+        self.measured = x.shape[1] if measured is None else measured
         self.x, self.outputs, self.leads = x, outputs, leads
         self.columns, self.train, self.validation = columns, train, validation
 
@@ -101,18 +104,21 @@ class SeriesData(TrainingData):
         """Moves each signal of each stream to a level and a scale of its own, for the whole epoch: what
         repeats at any level is then learnt as such, and a drift after the training part hurts less.
         """
-        o, inputs = self.options, self.x.shape[1]
+        o, inputs = self.options, self.measured
+        others = self.x.shape[1] - inputs
         drawn = torch.randn(2, o.streams, inputs, generator=generator)
         level, factor = drawn[0] * o.shift, (drawn[1] * o.scale).exp()  # [B, I]
-        # An output that is no input moves as nothing does: 0 and 1 stand in the column beyond the inputs.
+        # An output that is no input moves as nothing does: 0 and 1 stand in the column beyond the measured.
         columns = [inputs if c is None else c for c in self.columns]
         y_level = nn.functional.pad(level, (0, 1))[:, None, columns].to(self.x)
         y_factor = nn.functional.pad(factor, (0, 1), value=1.0)[:, None, columns].to(self.x)
-        level, factor = level.to(self.x), factor.to(self.x)
+        level = nn.functional.pad(level, (0, others)).to(self.x)
+        factor = nn.functional.pad(factor, (0, others), value=1.0).to(self.x)
         for x, y in super().epoch(generator):
             x = x * factor + level
             if o.noise:
-                x = x + torch.randn(x.shape, generator=generator).to(x) * o.noise
+                noise = torch.randn(*x.shape[:2], inputs, generator=generator)
+                x = x + nn.functional.pad(noise, (0, others)).to(x) * o.noise
             yield x, y * y_factor + y_level if y.numel() else y
 
     def inputs(self, rows: Tensor) -> Tensor:

@@ -221,6 +221,7 @@ class ModelEndpoint:
             "inputs": [asdict(s) for s in self.spec.inputs],
             "outputs": [asdict(s) for s in self.spec.outputs],
             "vocabulary": self.spec.vocabulary,
+            "calendar": None if self.spec.calendar is None else asdict(self.spec.calendar),
             "architecture": asdict(arch),
             "parameters": arch.parameters,
             "quality": dict(b.quality),

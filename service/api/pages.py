@@ -98,6 +98,9 @@ def _model(model: Object) -> Html:
                 for s in model[side]
             ]
             parts.append(table(head, rows))
+    if calendar := model.get("calendar"):
+        told = f"The last input is the time, of which it reads {', '.join(calendar['features'])}."
+        parts.append(tag("p", told))
     if arch["leads"] > 1:
         parts.append(tag("p", f"Sees {arch['leads']} steps ahead at once."))
     parts += _quality(model["quality"])

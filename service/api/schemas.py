@@ -250,6 +250,13 @@ class SignalFacts(BaseModel):
     std: float
 
 
+class CalendarFacts(BaseModel):
+    """What a model derives from the time, its last input, which is sent in Unix seconds."""
+
+    features: list[Literal["day", "week", "year"]]
+    spacing_s: float = Field(description="seconds from step to step, by which forecasts go on")
+
+
 class VersionFacts(BaseModel):
     """One version of a model, with the sessions that are on it."""
 
@@ -270,6 +277,7 @@ class ModelFacts(BaseModel):
     inputs: list[SignalFacts]
     outputs: list[SignalFacts]
     vocabulary: str
+    calendar: CalendarFacts | None = None
     architecture: dict[str, Any]
     parameters: int
     quality: dict[str, Any]

@@ -13,11 +13,17 @@ from service.engine.jobs import Prepared
 class Forecast:
     """The next `horizon` values of every output. The head's leads first; beyond them closed loop: the
     predictions are fed back as inputs, a head's worth at a time. Quantiles are of the first leads alone:
-    what a prediction that was fed back adds to the error, nothing has measured."""
+    what a prediction that was fed back adds to the error, nothing has measured.
 
-    def __init__(self, spec: ModelSpec, horizon: int) -> None:
+    time: of the newest input, in Unix seconds, for a model with a calendar: what is fed back has the times
+    after it."""
+
+    def __init__(self, spec: ModelSpec, horizon: int, time: float | None = None) -> None:
         self.horizon = horizon
         self.steps = max(0, horizon - spec.architecture.leads)
+        if self.steps and spec.calendar is not None and time is None:
+            raise ValueError("a forecast beyond the leads of a model with a calendar needs the time")
+        self._calendar, self._time = spec.calendar, time
         self._scaler = Scaler(spec)
         columns = spec.output_columns
         self._order = None if columns is None else np.argsort(columns)  # from outputs to input columns
@@ -36,7 +42,11 @@ class Forecast:
         if self._have >= self.horizon:
             return None
         # Normalised by the outputs' scale, wanted by the inputs'
-        inputs = self._scaler.normalise(self._scaler.denormalise(head)[:, self._order])
+        rows = self._scaler.denormalise(head)[:, self._order]
+        if self._calendar is not None and self._time is not None:
+            ahead = np.arange(self._have - len(head), self._have) + 1
+            rows = np.column_stack((rows, self._time + ahead * self._calendar.spacing_s))
+        inputs = self._scaler.normalise(rows)
         # A loop may run away; held to what an input may be, it stays finite, as JSON must
         return inputs.clip(-MAX_NORMALISED, MAX_NORMALISED).astype(np.float32)
 

@@ -35,7 +35,7 @@ from service.errors import (
 )
 from service.logs import Repeated
 from service.sessions.counters import Counters
-from service.sessions.inputs import InputReader
+from service.sessions.inputs import InputReader, same_time
 from service.sessions.jobs import drafted, watcher_of
 from service.sessions.lease import Lease
 from service.sessions.memory import Form, Memory, adopt, read
@@ -345,6 +345,8 @@ class Custody:
         before, spec = self._upkeep.specs.get(image.digest), self._bundle.spec
         if before is not None and before.vocabulary != spec.vocabulary:
             raise self._unlike(session.id, image.version, "vocabulary")
+        if before is not None and not same_time(before, spec):
+            raise self._unlike(session.id, image.version, "time among its inputs")
         width = len(spec.inputs)
         for record in records if width else ():
             first, end = span(record)

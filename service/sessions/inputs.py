@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.calendar import MOST_TIME
 from model.config import ModelSpec
 from model.network import Scaler
 from service.engine.jobs import Prepared
@@ -34,6 +35,15 @@ def joined(parts: list[Steps]) -> Steps:
     return Steps(prepared, b"".join([steps.raw for steps in parts]), parts[0].spec)
 
 
+def same_time(a: ModelSpec, b: ModelSpec) -> bool:
+    """Whether the rows of one model may be the other's as far as a time among them goes."""
+    return (a.time and a.time.name) == (b.time and b.time.name)
+
+
+def _largest(numbers: NDArray[np.float64]) -> float:
+    return float(np.abs(numbers).max())
+
+
 class InputReader:
     """Reads one model's inputs. Errors name the place as a path below `inputs` or `text`."""
 
@@ -45,7 +55,9 @@ class InputReader:
         #: Of a step in its raw form
         self.step_bytes = 4 if self.takes_text else 8 * self._width
         self._scaler = Scaler(spec)
-        self._scales = [(signal.mean, signal.std) for signal in spec.inputs]
+        self._scales = [(signal.mean, signal.std) for signal in spec.measured]
+        self._calendar = spec.calendar
+        self._row = self._one_row if spec.calendar is None else self._one_timed_row
         self._pack = struct.Struct(f"={self._width}d").pack
 
     def series(self, inputs: list[list[float]]) -> Steps:
@@ -60,8 +72,11 @@ class InputReader:
                     f"inputs[{t}] has {len(row)} numbers, must have {width}", field=f"inputs[{t}]"
                 )
         if len(inputs) == 1:
-            return self._one_row(inputs[0])
+            return self._row(inputs[0])
         raw = np.array(inputs, np.float64)
+        if self._calendar is not None and _largest(raw[:, -1]) > MOST_TIME:
+            t = int(np.argmax(np.abs(raw[:, -1]) > MOST_TIME))
+            raise self._no_time(t, inputs[t][-1])
         with np.errstate(over="ignore"):  # what overflows is refused below, by its place
             normalised = self._scaler.normalise(raw)
         # Both bounds in two passes over small arrays; a huge number that overflowed to inf fails them too
@@ -79,11 +94,26 @@ class InputReader:
             raise self._far_off(0, i, row[i])
         return Steps(np.array([normalised], np.float32), self._pack(*row), self.spec)
 
+    def _one_timed_row(self, row: list[float]) -> Steps:
+        """The same for a model with a calendar."""
+        assert self._calendar is not None  # noqa: S101  chosen for one
+        time = row[-1]
+        if not -MOST_TIME <= time <= MOST_TIME:
+            raise self._no_time(0, time)
+        normalised = [(value - mean) / std for value, (mean, std) in zip(row, self._scales, strict=False)]
+        for i, value in enumerate(normalised):
+            if abs(value) > self._most:
+                raise self._far_off(0, i, row[i])
+        normalised += self._calendar.of_one(time)
+        return Steps(np.array([normalised], np.float32), self._pack(*row), self.spec)
+
     def single_rows(self, rows: list[list[float]]) -> list[Steps] | None:
         """A step of each of many sessions, all at once; None if one of them is not as it must be."""
         if self.takes_text or any(len(row) != self._width for row in rows):
             return None
         raw = np.array(rows, np.float64)
+        if self._calendar is not None and _largest(raw[:, -1]) > MOST_TIME:
+            return None
         with np.errstate(over="ignore"):
             normalised = self._scaler.normalise(raw)
         if normalised.max() > self._most or normalised.min() < -self._most:
@@ -105,6 +135,8 @@ class InputReader:
         """Steps that were read for another version of the model. Raises InvalidValue or TooLarge."""
         if steps.spec is None or bool(steps.spec.vocabulary) != self.takes_text:
             raise InvalidValue("the inputs are of another kind of model", field="inputs")
+        if not same_time(steps.spec, self.spec):
+            raise InvalidValue("the inputs are of a model with another time", field="inputs")
         if self.takes_text:
             known = steps.spec.vocabulary
             return self.text("".join(known[token] for token in np.frombuffer(steps.raw, np.int32)))
@@ -116,6 +148,14 @@ class InputReader:
         told = f"{self._most:g}" + ("" if watched else " standard deviations from the mean")
         return InvalidValue(
             f"inputs[{t}][{i}] ({self.spec.inputs[i].name}) is {value:g}, more than {told}",
+            field=f"inputs[{t}][{i}]",
+        )
+
+    def _no_time(self, t: int, value: float) -> InvalidValue:
+        i = self._width - 1
+        return InvalidValue(
+            f"inputs[{t}][{i}] ({self.spec.inputs[i].name}) is {value:g}: a time in seconds since 1970 is"
+            f" wanted, of a magnitude of at most {MOST_TIME:g}; are these milliseconds?",
             field=f"inputs[{t}][{i}]",
         )
 

@@ -34,7 +34,7 @@ def job_for(ticket: Ticket, command: StepCommand, spec: ModelSpec, watcher: Watc
     return Job(
         inputs=inputs,
         state=None if ticket.session is None else ticket.session.state,
-        rollout=None if command.options is PLAIN else _rollout(command.options, spec),
+        rollout=None if command.options is PLAIN else _rollout(command, spec),
         trace=command.options.gates,
         deadline=ticket.deadline,
         gone=ticket.future.done,
@@ -87,9 +87,11 @@ def check_horizon(options: Options, spec: ModelSpec) -> None:
         )
 
 
-def _rollout(options: Options, spec: ModelSpec) -> Forecast | Generation | None:
+def _rollout(command: StepCommand, spec: ModelSpec) -> Forecast | Generation | None:
+    options = command.options
     if options.horizon:
-        return Forecast(spec, options.horizon)
+        time = None if spec.calendar is None else float(np.frombuffer(command.steps.raw)[-1])
+        return Forecast(spec, options.horizon, time)
     if options.generate is not None:
         g = options.generate
         return Generation(g.length, g.temperature, g.top_k, g.seed)

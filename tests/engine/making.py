@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.calendar import UNIT, Calendar
 from model.config import Architecture, ModelSpec, Signal
 from model.network import Network, Scaler
 from model.reference import Reference
@@ -35,8 +36,10 @@ def make_spec(
     residual: bool = False,
     rank: int = 0,
     quantiles: tuple[float, ...] = (),
+    calendar: tuple[str, ...] = (),
 ) -> ModelSpec:
-    """Series: outputs are the inputs in another order and on another scale, so that a mix-up shows."""
+    """Series: outputs are the inputs in another order and on another scale, so that a mix-up shows. calendar:
+    of a time behind these inputs, in hours."""
     if task == "text":
         arch = Architecture("text", inputs, hidden, layers, len(VOCABULARY))
         return ModelSpec(arch, vocabulary=VOCABULARY)
@@ -45,8 +48,12 @@ def make_spec(
     outputs = signals if residual else [Signal(s.name, s.unit, s.mean + 0.5, s.std * 1.25) for s in signals]
     outputs = [*outputs[1:], outputs[0]]
     spread = 2 if quantiles else 0
-    arch = Architecture("series", inputs, hidden, layers, inputs, leads, residual, rank, quantiles, spread)
-    return ModelSpec(arch, tuple(signals), tuple(outputs))
+    reads = inputs + 2 * len(calendar)
+    arch = Architecture("series", reads, hidden, layers, inputs, leads, residual, rank, quantiles, spread)
+    if not calendar:
+        return ModelSpec(arch, tuple(signals), tuple(outputs))
+    signals.append(Signal("time", UNIT, 1.5e9, 1e6))
+    return ModelSpec(arch, tuple(signals), tuple(outputs), calendar=Calendar(calendar, 3600.0))
 
 
 def make_network(spec: ModelSpec, seed: int = 0) -> Network:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from model.config import Architecture, ModelSpec, Signal
+from model.network import Scaler
 from service.engine.jobs import StateHandle
 from service.engine.rollouts import Forecast, Generation
 from tests.engine.making import (
@@ -89,6 +92,35 @@ def test_a_loop_that_runs_away_stays_finite() -> None:
     assert np.abs(rollout.result).max() > gain
     assert rollout.result.shape == (50, 2)
     assert np.isfinite(rollout.result).all()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_what_is_fed_back_has_the_times_after_the_last(residual: bool) -> None:
+    spec = make_spec(inputs=2, leads=3, residual=residual, calendar=("week", "day"))
+    last, horizon = 1_480_000_123.5, 20
+    engine, scaler = make_engine(spec), Scaler(spec)
+    oracle, rollout = Oracle(engine.runner.network), Forecast(spec, horizon, last)
+    job = make_job(engine, 5, StateHandle(), rollout=rollout)
+    run(engine, job)
+    oracle.run(job.inputs)
+    rows = list(oracle.head * scaler.output_std + scaler.output_mean)
+    for k in range(18):  # outputs are s1, s0
+        values = [(rows[k][1] - 0.0) / 1.0, (rows[k][0] - 10.0) / 2.0]
+        seconds = last + 3600 * (k + 1)
+        angles = [2 * math.pi * seconds / period for period in (7 * 86_400, 86_400)]
+        waves = [wave(angle) for angle in angles for wave in (math.sin, math.cos)]
+        oracle.run([np.array([*values, *waves])])
+        if k % 3 == 2:  # a head's worth at a time
+            rows += list(oracle.head * scaler.output_std + scaler.output_mean)
+    error = (rollout.result - np.array(rows)[:horizon]) / scaler.output_std
+    assert np.abs(error).max() < LOOPED
+
+
+def test_a_calendar_wants_to_know_the_time_if_predictions_are_fed_back() -> None:
+    spec = make_spec(leads=3, calendar=("day",))
+    Forecast(spec, 3)
+    with pytest.raises(ValueError, match="needs the time"):
+        Forecast(spec, 4)
 
 
 def test_a_forecast_within_the_leads_needs_no_closed_loop() -> None:

@@ -26,6 +26,17 @@ def make_subject(tmp_path: Path, task: str) -> tuple[Bundle, Path]:
     return replace(make_bundle(make_spec(task)), training={"split": sizes, "data": {}}), path
 
 
+def test_rows_with_a_calendar_are_prepared_of_their_times(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_text("time,s0,s1\n" + "".join(f"{3600 * k},{k % 5},{k % 3}\n" for k in range(700)))
+    sizes = {"train": 600, "validation": 100}
+    bundle = replace(make_bundle(make_spec(calendar=("day",))), training={"split": sizes, "data": {}})
+    rows = rows_of(bundle, path)
+    assert rows.prepared.shape == (100, 4)
+    np.testing.assert_allclose(rows.prepared[:, 3], np.cos(np.arange(600, 700) * np.pi / 12), atol=1e-6)
+    assert len(passes(bundle, rows, 100, "fp32")) == 1
+
+
 @pytest.mark.parametrize("task", ["series", "text"])
 def test_every_pass_is_the_reference_that_goes_on(tmp_path: Path, task: str) -> None:
     bundle, path = make_subject(tmp_path, task)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.bundle import Bundle
+from model.calendar import UNIT, Calendar
 from model.config import Architecture, ModelSpec, Signal
 from model.network import Network
 
@@ -24,13 +25,19 @@ def make_spec(
     residual: bool = False,
     rank: int = 0,
     quantiles: tuple[float, ...] = (),
+    calendar: tuple[str, ...] = (),
 ) -> ModelSpec:
+    """calendar: of a time behind these inputs, in hours."""
     if task == "text":
         return ModelSpec(Architecture("text", inputs, hidden, layers, 4), vocabulary="abc\n")
     signals = tuple(Signal(f"s{k}", "V", mean=10.0 * k, std=1.0 + k) for k in range(inputs))
     spread = 2 if quantiles else 0
-    arch = Architecture("series", inputs, hidden, layers, inputs, leads, residual, rank, quantiles, spread)
-    return ModelSpec(arch, signals, signals)
+    reads = inputs + 2 * len(calendar)
+    arch = Architecture("series", reads, hidden, layers, inputs, leads, residual, rank, quantiles, spread)
+    if not calendar:
+        return ModelSpec(arch, signals, signals)
+    timed = (*signals, Signal("time", UNIT, 1.5e9, 1e6))
+    return ModelSpec(arch, timed, signals, calendar=Calendar(calendar, 3600.0))
 
 
 def make_network(spec: ModelSpec, seed: int = 0) -> Network:

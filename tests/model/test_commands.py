@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from model import bundle as bundles
+from model.calendar import Calendar
 from model.commands import main
 
 FLAGS = ["--epochs", "3", "--window", "16", "--streams", "4", "--hidden", "8", "--warmup", "5"]
@@ -137,6 +138,47 @@ def test_the_manifest_tells_where_the_weights_come_from_and_no_path(here: Path) 
     assert {"seed", "torch", "epochs", "seconds", "split", "options"} <= set(training)
 
 
+def test_a_calendar_from_training_to_evaluation(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calendar = ["--calendar", "day,week", "--noise", "0.1"]
+    assert train_series(*calendar) == 0
+    bundle = bundles.load(here / "bundles" / "plant")
+    assert bundle.spec.calendar == Calendar(("day", "week"), 900.0)
+    assert [(s.name, s.unit) for s in bundle.spec.inputs][2:] == [("time", "s since 1970-01-01")]
+    assert bundle.spec.inputs[2].mean == pytest.approx(900 * 279 / 2)
+    assert bundle.spec.architecture.input_size == 6
+    assert bundle.spec.closes_loop
+    assert main(["evaluate", "bundles/plant", "--data", "plant.csv"]) == 0
+    assert main([*shlex.split(bundle.training["command"])[1:], "--out", "again", "--run", "runs/again"]) == 0
+    assert bundles.load(here / "again").digest == bundle.digest
+    assert main(["inspect", "bundles/plant"]) == 0
+    assert "calendar     day, week of time; 900 s a step" in capsys.readouterr().out
+    assert train_series("--calendar", "day,year", "--noise", "0.1", "--resume") == 2
+    assert "another calendar" in capsys.readouterr().err
+
+
+def test_a_memory_with_a_calendar_remembers_the_signals_alone(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["--memory", "--rank", "3", "--quantiles", "0.1,0.9", "--calendar", "day"]
+    assert train_series(*both, "--hidden", "30") == 0
+    weights = bundles.load(here / "bundles" / "plant").weights["lstm.weight_ih_l0"].view(4, 30, 4)
+    assert not weights[:, :24, 2:].any()
+    assert weights[:, 24:, 2:].all()
+    assert main(["evaluate", "bundles/plant", "--data", "plant.csv"]) == 0
+    for more in (["--hidden", "24"], ["--hidden", "30", "--epochs", "0"]):
+        assert train_series(*both, *more) == 2
+        assert "beside a memory it needs more than its 24 units, and an epoch" in capsys.readouterr().err
+
+
+def test_a_file_may_have_gaps_and_every_row_its_own_time(here: Path) -> None:
+    lines = (here / "plant.csv").read_text().splitlines()
+    (here / "plant.csv").write_text("\n".join(line for k, line in enumerate(lines) if k % 50 != 49))
+    assert train_series("--calendar", "day") == 2
+    assert train_series("--calendar", "day", "--allow-gaps") == 0
+    assert bundles.load(here / "bundles" / "plant").spec.calendar == Calendar(("day",), 900.0)
+    assert main(["evaluate", "bundles/plant", "--data", "plant.csv"]) == 0
+
+
 def test_resume_goes_on_and_changes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_text() == 0
     digest = bundles.load(here / "bundles" / "verse").digest
@@ -200,6 +242,8 @@ def test_inspect_tells_what_a_bundle_is(here: Path, capsys: pytest.CaptureFixtur
         ("train series --csv plant.csv --name x --inputs flow --outputs heat --residual", "residual head"),
         ("train series --csv plant.csv --name x --split 9999,10", "needs 10009 rows, the file has 400"),
         ("train series --csv plant.csv --name x --leads 0", "leads must be a whole number"),
+        ("train series --csv plant.csv --name x --calendar day,hour", "features must be a list of some of"),
+        ("train series --csv plant.csv --name x --calendar day,day", "and each once"),
         ("train series --csv plant.csv --name x --season -1", "season must be at least 0"),
         ("train text --file verse.txt --name x --hidden 0", "hidden_size must be a whole number"),
         ("train text --file verse.txt --name X!", "name must match"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from model.calendar import Calendar
 from model.config import Architecture, ModelSpec, Signal
 from model.network import Network, Scaler
 from tests.model.making import make_spec
@@ -38,6 +40,20 @@ def test_names_and_sizes_must_agree() -> None:
         ModelSpec(Architecture("series", 2, 3, 1, 2), (a, b), (a, a))
     with pytest.raises(ValueError, match="needs every output among the inputs"):
         ModelSpec(Architecture("series", 1, 3, 1, 1, residual=True), (a,), (b,))
+
+
+def test_a_time_is_an_input_that_is_read_as_its_calendar_and_never_an_output() -> None:
+    spec = make_spec(inputs=2, residual=True, calendar=("day", "year"))
+    assert spec.architecture.input_size == 6
+    assert spec.columns == ("s0", "s1", "day sin", "day cos", "year sin", "year cos")
+    assert (spec.time, spec.measured) == (spec.inputs[-1], spec.inputs[:-1])
+    assert spec.output_columns == (0, 1)
+    assert spec.closes_loop
+    assert make_spec().time is None
+    with pytest.raises(ValueError, match="3 inputs are named, the architecture with this calendar has 5"):
+        replace(spec, calendar=Calendar(("day",), 1.0))
+    with pytest.raises(ValueError, match="a text model has no calendar"):
+        replace(make_spec("text"), calendar=Calendar(("day",), 1.0))
 
 
 def test_the_loop_closes_if_the_outputs_are_all_the_inputs() -> None:

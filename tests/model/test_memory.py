@@ -103,3 +103,12 @@ def test_a_shorter_season_has_fewer_waves_and_none_has_none() -> None:
 def test_an_lstm_without_room_is_refused(hidden: int, layers: int) -> None:
     with pytest.raises(ValueError, match="one layer of at least 80 units"):
         remember(StackedLSTM(2, hidden, layers), SEASON)
+
+
+def test_a_bank_may_be_of_the_first_inputs_alone() -> None:
+    made = bank(2, SEASON)
+    lstm = StackedLSTM(5, made.units + 3, 1)
+    assert remember(lstm, SEASON, signals=2) == made
+    w_ih = lstm.layer(0)[0].view(4, made.units + 3, 5)
+    assert not w_ih[:, : made.units, 2:].any()
+    assert w_ih[:, made.units :, 2:].all()

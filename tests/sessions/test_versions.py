@@ -38,6 +38,12 @@ def make_version(version: str, seed: int, *, inputs: int = 3, hidden: int = 8, s
     return Bundle("tiny", version, spec, weights, digest=f"{seed}" * 64)
 
 
+def make_timed(version: str, seed: int, calendar: tuple[str, ...]) -> Bundle:
+    """Two values and the time."""
+    spec = make_spec(inputs=2, hidden=8, calendar=calendar)
+    return Bundle("tiny", version, spec, make_network(spec, seed).state_dict(), digest=f"{seed}" * 64)
+
+
 V1, V2 = make_version("1", 1), make_version("2", 2, shift=0.5)
 WIDE = make_version("3", 3, inputs=4)
 
@@ -201,6 +207,28 @@ async def test_with_other_inputs_nothing_can_be_replayed_and_nothing_is_damaged(
         reply = await both.step(command(V1.spec, "s0", 5))
         assert reply.next_step == 6
         np.testing.assert_allclose(await state(both, "s0"), expected(V1, "s0", 0, 6).state, atol=TOLERANCE)
+
+
+async def test_a_history_without_the_time_is_not_replayed_as_one_with_it(shelf: Shelf) -> None:
+    timed = make_timed("4", 4, ("day",))
+    assert len(timed.spec.inputs) == len(V1.spec.inputs)
+    rows = make_rows(timed.spec, 3)
+    after = StepCommand("s0", InputReader(timed.spec, 10).series(rows[:1]), 5)
+    async with replica(shelf, "replay", timed, V1) as new:
+        with pytest.raises(VersionConflict, match="another time among its inputs"):
+            await new.step(after)
+        with pytest.raises(InvalidValue, match="another time"):
+            InputReader(timed.spec, 10).again(command(V1.spec, "s0", 5).steps)
+    younger = make_timed("5", 5, ("week", "day"))
+    async with replica(shelf, "replay", timed) as new:
+        for step, row in enumerate(rows[:2]):
+            await new.step(StepCommand("t", InputReader(timed.spec, 10).series([row]), step))
+    async with replica(shelf, "replay", younger, timed) as new:
+        reader = InputReader(younger.spec, 10)
+        await new.step(StepCommand("t", reader.series(rows[2:]), 2))
+        oracle = Oracle(younger.network())
+        oracle.run(reader.series(rows).prepared)
+        np.testing.assert_allclose(await state(new, "t"), oracle.state, atol=TOLERANCE)
 
 
 async def test_versions_only_go_up(shelf: Shelf) -> None:

@@ -67,6 +67,19 @@ def test_without_a_file_the_input_is_made_and_always_the_same(monkeypatch: pytes
     assert "wrote itself" in of(None, "text").told
 
 
+def test_a_calendar_is_among_the_inputs_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.explain.subject.STEPS", 300)
+    path = tmp_path / "waves.csv"
+    path.write_text("time,s0,s1\n" + "".join(f"{3600 * k},{k},{k % 3}\n" for k in range(300)))
+    bundle = make_bundle(make_spec(calendar=("day",)))
+    for on in (subject(bundle, bundle.network(), each) for each in (None, path)):
+        assert on.names == ("the input s0", "the input s1", "the input day sin", "the input day cos")
+        waves = on.x[:, 2:]
+        torch.testing.assert_close(waves.square().sum(1), torch.ones(len(on.x)))
+        torch.testing.assert_close(waves[24:], waves[:-24], atol=1e-5, rtol=0)
+        assert waves.std() > 0.5
+
+
 def test_a_very_wide_network_runs_over_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = lstm_weights(make_bundle(make_spec()))
     assert weights == 20 * (2 + 5 + 5 + 5)

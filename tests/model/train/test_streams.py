@@ -97,6 +97,21 @@ def test_noise_is_on_the_inputs_alone() -> None:
         assert torch.equal(y, y.round())
 
 
+def test_what_tells_the_time_is_neither_moved_nor_blurred() -> None:
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    options = Options(streams=4, window=10, noise=0.5, shift=2.0, scale=0.5)
+    moved, plain = (
+        SeriesData(x, x[:, :2], (0, 1), 2, range(150), range(150, 200), how, 2)
+        for how in (options, Options(streams=4, window=10))
+    )
+    for (a, target), (b, _) in zip(
+        *(data.epoch(torch.Generator().manual_seed(3)) for data in (moved, plain)), strict=True
+    ):
+        assert torch.equal(a[..., 2:], b[..., 2:])
+        assert (a[..., :2] != b[..., :2]).all()
+        assert target.shape[-1] == 2
+
+
 @pytest.mark.parametrize(("name", "expected"), [("mse", 4.5), ("mae", 1.5), ("huber", 1.25)])
 def test_the_loss_can_be_chosen(name: str, expected: float) -> None:
     """Errors of 0 and 3: squares 0 and 9; absolutes 0 and 3; huber 0 and 3 - 1/2."""
