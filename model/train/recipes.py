@@ -15,7 +15,14 @@ RECIPES: dict[str, dict[str, Any]] = {
     "multiplication": {"hidden": 32, "learning_rate": 0.01},
     "order-2": {"hidden": 16},
     "order-3": {"hidden": 32},
-    "copying": {"hidden": 128, "learning_rate": 0.006, "start": 5, "growth": 2.0, "passed": 0.002},
+    "copying": {
+        "hidden": 128,
+        "learning_rate": 0.006,
+        "start": 5,
+        "passed": 0.005,
+        "warmup": 10,
+        "anew": "adam",
+    },
 }
 
 

@@ -49,6 +49,7 @@ class Progress:
     """How far it has come: the plain facts of its checkpoint."""
 
     update: int = 0
+    began: int = 0  # the update that the rate began to rise at
     sequences: int = 0
     stage: int = 0  # place among the lengths
     solved: bool = False
@@ -140,7 +141,7 @@ class Solver:
         check_finite(value, p.update)
         loss.backward()  # type: ignore[no-untyped-call]
         clip(self.network.parameters(), o.clip_by, o.clip)
-        rise = min(1.0, (p.update + 1) / o.warmup) if o.warmup else 1.0
+        rise = min(1.0, (p.update + 1 - p.began) / o.warmup) if o.warmup else 1.0
         done = p.sequences / o.sequences
         share = schedules.share(o.schedule, done, p.drops.drops, o.drop, o.final_rate)
         for group in self.adam.param_groups:
@@ -179,6 +180,11 @@ class Solver:
         p.recent = []
         p.stage = min(p.stage + 1, len(self.tasks) - 1)
         p.drops = schedules.Drops(o.schedule, o.drop_after)
+        if o.anew == "adam":
+            # A length that is mastered has small gradients, and Adam divides by what it remembers of them:
+            # the first steps at the next length would be as many times too long
+            self.adam.state.clear()
+            p.began = p.update
 
     def _average(self) -> None:
         """A running mean of the weights (Polyak & Juditsky 1992), short at first so that it follows."""
