@@ -20,8 +20,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "learning_rate": 0.006,
         "start": 5,
         "passed": 0.005,
-        "warmup": 10,
-        "anew": "adam",
+        "anew": "nothing",
     },
 }
 

@@ -49,7 +49,6 @@ class Progress:
     """How far it has come: the plain facts of its checkpoint."""
 
     update: int = 0
-    began: int = 0  # the update that the rate began to rise at
     sequences: int = 0
     stage: int = 0  # place among the lengths
     solved: bool = False
@@ -141,7 +140,7 @@ class Solver:
         check_finite(value, p.update)
         loss.backward()  # type: ignore[no-untyped-call]
         clip(self.network.parameters(), o.clip_by, o.clip)
-        rise = min(1.0, (p.update + 1 - p.began) / o.warmup) if o.warmup else 1.0
+        rise = min(1.0, (p.update + 1) / o.warmup) if o.warmup else 1.0
         done = p.sequences / o.sequences
         share = schedules.share(o.schedule, done, p.drops.drops, o.drop, o.final_rate)
         for group in self.adam.param_groups:
@@ -173,18 +172,16 @@ class Solver:
         return sum(wrong) / len(wrong)
 
     def _advance(self) -> None:
-        """To the next length, if there is one; the learning rate and its schedule begin anew."""
+        """To the next length, if there is one; what the losses were before says nothing there."""
         p, o = self.progress, self.options
         times = {"seconds": round(p.seconds, 1), "cpu_seconds": round(p.cpu_seconds, 1)}
         p.passed.append({"length": self.task.length, "sequences": p.sequences, **times})
         p.recent = []
         p.stage = min(p.stage + 1, len(self.tasks) - 1)
-        p.drops = schedules.Drops(o.schedule, o.drop_after)
-        if o.anew == "adam":
-            # A length that is mastered has small gradients, and Adam divides by what it remembers of them:
-            # the first steps at the next length would be as many times too long
-            self.adam.state.clear()
-            p.began = p.update
+        # Where a rate was too high once, it is the more so over more steps, and Adam divides by what it
+        # remembers of gradients that had become small
+        kept = p.drops.drops if o.anew == "nothing" else 0
+        p.drops = schedules.Drops(o.schedule, o.drop_after, kept)
 
     def _average(self) -> None:
         """A running mean of the weights (Polyak & Juditsky 1992), short at first so that it follows."""
