@@ -21,6 +21,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "start": 5,
         "passed": 0.005,
         "anew": "nothing",
+        "final_rate": 0.25,
     },
 }
 
