@@ -161,7 +161,7 @@ def _section(section: str, directory: Path, models: list[str], bounds: Bounds) -
     lines = [_NO_ROUTE.sub(r"\1http-request deny deny_status 503", line) for line in lines]
     if section.startswith("global"):
         lines.append(f"    lua-load {directory / HOLD}")
-        # Paths hold session ids, so nearly each is new: to remember what it matched costs more than to match it
+        # Paths hold session ids, so nearly each is new: to remember what it matched costs more than to match
         lines.append("    tune.pattern.cache-size 0")
     elif section.startswith("defaults"):
         # A stream may be idle for as long as its session lives.

@@ -22,8 +22,9 @@ def check_finite(loss: float, update: int) -> None:
         raise TrainingError(f"the loss is {loss} at update {update}: try a lower learning rate or clip")
 
 
-def clip(parameters: Iterable[nn.Parameter], by: str, limit: float) -> None:
-    """Clips the gradients in place.
+def clip(parameters: Iterable[nn.Parameter], by: str, limit: float) -> bool:
+    """Clips the gradients in place. False if they can't be, and are not to be followed: over a thousand steps
+    a gradient may leave the range of float32, and by its norm all others would become no numbers.
 
     norm: all of them together, to the norm `limit` (Pascanu et al. 2013). value: each number, to +-`limit`.
     adaptive: those of each unit, to the share `limit` of the norm of the unit's weights (Brock et al. 2021);
@@ -32,14 +33,15 @@ def clip(parameters: Iterable[nn.Parameter], by: str, limit: float) -> None:
     from torch.nn import utils
 
     if by == "norm":
-        utils.clip_grad_norm_(parameters, limit)
-    elif by == "value":
+        return math.isfinite(utils.clip_grad_norm_(parameters, limit).item())
+    if by == "value":
         utils.clip_grad_value_(parameters, limit)
     elif by == "adaptive":
         for parameter in parameters:
             if parameter.grad is not None:
                 most = limit * _norm(parameter.detach()).clamp(min=LEAST_NORM)
                 parameter.grad.mul_((most / _norm(parameter.grad).clamp(min=1e-12)).clamp(max=1))
+    return True
 
 
 def _norm(tensor: Tensor) -> Tensor:

@@ -139,13 +139,14 @@ class Solver:
         value = loss.item()
         check_finite(value, p.update)
         loss.backward()  # type: ignore[no-untyped-call]
-        clip(self.network.parameters(), o.clip_by, o.clip)
+        usable = clip(self.network.parameters(), o.clip_by, o.clip)
         rise = min(1.0, (p.update + 1) / o.warmup) if o.warmup else 1.0
         done = p.sequences / o.sequences
         share = schedules.share(o.schedule, done, p.drops.drops, o.drop, o.final_rate)
         for group in self.adam.param_groups:
             group["lr"] = o.learning_rate * rise * share
-        self.adam.step()
+        if usable:
+            self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         p.update += 1
         p.sequences += len(batch)

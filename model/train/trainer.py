@@ -135,11 +135,12 @@ class Trainer:
             for parameter, rows, _ in self.held:
                 if parameter.grad is not None:
                     parameter.grad[rows] = 0
-            clip(self.network.parameters(), o.clip_by, o.clip)
+            usable = clip(self.network.parameters(), o.clip_by, o.clip)
             rate = o.rate(p.update, self.updates, p.drops.drops)
             for group in self.adam.param_groups:
                 group["lr"] = rate
-            self.adam.step()
+            if usable:
+                self.adam.step()
             with torch.no_grad():
                 for parameter, rows, values in self.held:
                     parameter[rows] = values

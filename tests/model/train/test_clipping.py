@@ -56,3 +56,11 @@ def test_none_leaves_the_largest() -> None:
     clip([matrix], "none", 1e-3)
     assert matrix.grad is not None
     assert matrix.grad.max() == 40
+
+
+def test_a_gradient_that_is_no_number_is_not_to_be_followed() -> None:
+    parameters = make_parameters()
+    assert clip(parameters, "norm", 1.0)
+    assert parameters[0].grad is not None
+    parameters[0].grad[0, 0] = torch.inf
+    assert not clip(parameters, "norm", 1.0)

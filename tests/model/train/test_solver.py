@@ -130,3 +130,13 @@ def test_a_loss_that_is_not_finite_ends_it() -> None:
 )
 def test_lengths_grow_to_the_full_one(start: int, growth: float, full: int, lengths: list[int]) -> None:
     assert TaskOptions(start=start, growth=growth).lengths(full) == lengths
+
+
+def test_an_update_whose_gradient_is_no_number_moves_nothing() -> None:
+    solver = make_solver()
+    hook = solver.network.head.weight.register_hook
+    hook(lambda gradient: gradient * torch.inf)  # type: ignore[no-untyped-call]
+    before = weights(solver)
+    solver._update()
+    assert all(torch.equal(before[name], p) for name, p in weights(solver).items())
+    assert solver.progress.update == 1
