@@ -26,7 +26,7 @@ class Copying(Task):
     least = 1
     inputs = tuple(Signal(f"symbol_{s}") for s in (*range(ALPHABET), "blank", "delimiter"))
     outputs = tuple(Signal(f"says_{s}", "logit") for s in (*range(ALPHABET), "blank"))
-    criterion = Criterion(recent=500, recent_wrong=0.01, tested=2560, tested_wrong=0.01, margin=0.5)
+    criterion = Criterion(recent=500, recent_wrong=0.01, tested=2560, tested_wrong=0.01, margin=0.75)
 
     def draw(self, generator: np.random.Generator, count: int) -> Batch:
         T = self.length + 2 * ITEMS
