@@ -86,7 +86,8 @@ class Clients:
         """The rows of some steps of a session, in units; always the same ones. [count, I]"""
         mean, std = self._in
         rows = [np.random.default_rng([self._seed, number, step]) for step in range(first, first + count)]
-        return np.array([(rng.standard_normal(len(mean)) * std + mean).round(4) for rng in rows])
+        drawn = [(rng.standard_normal(len(mean)) * std + mean).round(4) for rng in rows]
+        return np.array(drawn).reshape(count, len(mean))  # also of a session that was never stepped
 
     async def open(self, count: int) -> None:
         for number in range(count):
