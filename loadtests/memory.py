@@ -31,9 +31,8 @@ from model.tasks.task import Batch
 from service.client import AsyncClient, ClientError
 
 AHEAD = 64  # messages of a session on their way at once
-#: Largest difference from the network in float32, as a share of the largest output: what the arithmetic alone
-#: makes, or twice of what float32 makes beside float64, if that is more: over a thousand steps a network may
-#: amplify the last digit. The narrower weights of bf16 are another network; there the judgement counts.
+#: Largest difference from float32, as a share of the largest output: what the arithmetic alone makes. The
+#: narrower weights of bf16 are another network; there the judgement counts.
 TOLERANCE = {"fp32": 1e-3}
 
 
@@ -55,8 +54,7 @@ class Row:
     @property
     def good(self) -> bool:
         """Whether the served answers solve the task, and are the network's own."""
-        most = max(TOLERANCE.get(self.precision, float("inf")), 2 * self.rounding)
-        return self.served >= self.needed and self.difference <= most
+        return self.served >= self.needed and self.difference <= TOLERANCE.get(self.precision, float("inf"))
 
     def line(self) -> str:
         return (
