@@ -415,7 +415,7 @@ async def test_different_sessions_do_not_wait_for_each_other(session: Session) -
             assert response.status_code == 200
             meanwhile += not task.done()
         session.check_outputs((await task).json(), long)
-    assert meanwhile >= 3  # one at most, if it had to wait; tens of them on a machine with nothing else to do
+    assert meanwhile >= 10
 
 
 async def test_what_a_session_computes_does_not_depend_on_its_neighbours(session: Session) -> None:

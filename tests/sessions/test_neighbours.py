@@ -52,5 +52,4 @@ async def test_a_wait_ends_with_the_lease() -> None:
     neighbours, loop = Neighbours(Asked(None)), asyncio.get_running_loop()
     began = loop.time()
     await asyncio.gather(*(neighbours.wait(OWNER) for _ in range(1000)))
-    # One after the other they would take 50 s; a busy machine takes its time
-    assert OWNER.lease_s <= loop.time() - began < 10
+    assert OWNER.lease_s <= loop.time() - began < OWNER.lease_s + 0.1
