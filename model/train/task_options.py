@@ -25,7 +25,7 @@ class TaskOptions:
     passed: float = option(0.02, "curriculum: a length is done with this share of wrong answers", most=1)
     learning_rate: float = option(3e-3, "highest learning rate (Adam)", least=1e-9)
     warmup: int = option(50, "updates over which the learning rate rises from 0")
-    schedule: str = choice("plateau", schedules.KINDS, "how the learning rate falls; anew at each length")
+    schedule: str = choice("plateau", schedules.KINDS, "how the learning rate falls")
     anew: str = choice("rate", ANEW, "what begins anew at each length: the learning rate, or nothing")
     drop: float = option(0.5, "step, plateau: what the learning rate is multiplied by", least=1e-3, most=1)
     drop_after: int = option(

@@ -120,24 +120,19 @@ class ModelEndpoint:
         """A predict reply as JSON, likewise."""
         return await joined(self._renderer(reply).prediction_parts(reply), self.turns)
 
-    def plain_command(self, prefix: str, body: BulkItem, steps: Steps | None) -> StepCommand | None:
-        """The same of a request that asks for no more than a step, and was read; None for any other."""
-        more = body.returns or body.horizon or body.generate or body.timeout_ms
-        if steps is None or more or body.returns is not None or len(self._readers) > 1:
-            return None
-        return StepCommand(prefix + body.session_id, steps, body.step)
-
-    async def bulk_command(self, prefix: str, body: BulkItem, steps: Steps | None) -> StepCommand:
+    def bulk_command(self, prefix: str, body: BulkItem, steps: Steps | None) -> StepCommand:
         """A request of a bulk body as a command; steps: if they were read before. prefix: of its sessions'
-        names. Raises what `read_step` does."""
+        names. Raises what `read_step` does; after InvalidValue, see `bulk_command_anew`."""
+        name = prefix + body.session_id
+        return self._step_command(name, body, steps, self.reader_of(name))
+
+    async def bulk_command_anew(self, prefix: str, body: BulkItem, refused: InvalidValue) -> StepCommand:
+        """The same, for a session that may be of a version with other inputs; else it stays refused."""
         name = prefix + body.session_id
         reader = self.reader_of(name)
-        try:
-            return self._step_command(name, body, steps, reader)
-        except InvalidValue:
-            await self.bring(name)
-            if reader is self.reader_of(name):
-                raise
+        await self.bring(name)
+        if reader is self.reader_of(name):
+            raise refused
         return self._step_command(name, body, None, self.reader_of(name))
 
     def _step_command(

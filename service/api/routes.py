@@ -155,9 +155,10 @@ async def bulk_step(site: Site, request: Request) -> Response:
             if number > granted:
                 raise identity.too_many()
             body = item if isinstance(item, BulkItem) else _bulk_item(item)
-            command = endpoint.plain_command(identity.prefix, body, steps)
-            if command is None:
-                command = await endpoint.bulk_command(identity.prefix, body, steps)
+            try:
+                command = endpoint.bulk_command(identity.prefix, body, steps)
+            except InvalidValue as refused:
+                command = await endpoint.bulk_command_anew(identity.prefix, body, refused)
             commands[-1] = command
             futures.append(endpoint.manager.step(command, pull=False))
         except CellstateError as error:

@@ -46,8 +46,7 @@ class EngineLoop:
     def submit(self, job: Job) -> None:
         """Queues a job; its tick begins when the callbacks that are ready now have run."""
         self.engine.submit(job)
-        if not self._armed:
-            self.wake()
+        self.wake()
 
     def wake(self) -> None:
         """Arms a tick if there is work: after a submission, and after rows came free."""

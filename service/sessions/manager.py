@@ -534,7 +534,6 @@ class SessionManager:
         if error is not None:
             self.counters.commit_failures["other"] += 1
         now = self._register.clock()
-        commit, counters = self.engine.commit, self.counters
         for (ticket, job, reply), record in zip(finished, records, strict=True):
             session = ticket.session
             assert session is not None  # noqa: S101  predictions are not committed
@@ -544,13 +543,13 @@ class SessionManager:
                     ticket, Unavailable(f"the store did not take the step: {error}", retry_after_s=1)
                 )
                 continue
-            commit(job)
+            self.engine.commit(job)
             session.state.carry = ticket.carry
             session.window.add(record.committed)
             session.next_step = reply.next_step
             session.used_at = now
             session.opened_by_step = False
-            counters.steps += reply.next_step - reply.step
+            self.counters.steps += reply.next_step - reply.step
             self._release(ticket, None, reply)
         self._engine_loop.wake()
 
