@@ -231,9 +231,9 @@ class Kernel:
             self.intrinsic("llvm.x86.sse2.pause", VOID)
 
     def prefetch(self, address: Value) -> None:
-        """Asks for a cache line to be read into the second-level cache."""
-        read, second_level, data = (Value(self, ll.Constant(WORD, n)) for n in (0, 2, 1))
-        self.intrinsic("llvm.prefetch.p0", VOID, address, read, second_level, data)
+        """Asks for a cache line to be read into the first-level cache."""
+        read, first_level, data = (Value(self, ll.Constant(WORD, n)) for n in (0, 3, 1))
+        self.intrinsic("llvm.prefetch.p0", VOID, address, read, first_level, data)
 
     def room(self, type_: ll.Type, count: int = 1) -> Value:
         """A place on the stack; one that holds a single vector becomes a register."""
