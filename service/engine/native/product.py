@@ -34,7 +34,7 @@ from service.engine.native.ir import (
 
 ROWS = 64  #: rows that go through a panel together: their sums stay in the first-level cache
 TILE_ROWS = 256  #: on tiles more, for a panel's piece is soon done with a few
-PIECE = 16 * 1024  #: bytes of a panel's piece for vectors: half of a first-level cache or less, rows beside it
+PIECE = 16 * 1024  #: bytes of a panel's piece for vectors: rows fit in the first-level cache beside it
 STEPS = 8  #: and 32 terms each for tiles
 #: Lines of a panel to ask for ahead when it is read once: 8 KB of wide vectors. Less is late for what lies in
 #: memory, more leaves the first-level cache before its turn.
