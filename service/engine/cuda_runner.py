@@ -223,7 +223,7 @@ class CudaRunner(Runner):
         if self.scaler is not None:
             outputs = self.scaler.denormalise(outputs)
         if ticket.order is None:
-            return Outcome(list(outputs[:, None]), {})
+            return Outcome(outputs[:, None], {})
         ends = np.cumsum(ticket.lengths).tolist()
         return Outcome([outputs[end - t : end] for end, t in zip(ends, ticket.lengths, strict=True)], {})
 

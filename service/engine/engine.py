@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -105,7 +104,7 @@ class Engine:
         self._now = 0.0  # when this tick began
         self._share = quantum  # most steps of one job in this tick
         self._full = False  # a job of this tick found no room
-        self._idle: OrderedDict[StateHandle, None] = OrderedDict()  # resident, no job; oldest use first
+        self._idle: dict[StateHandle, None] = {}  # resident, no job; oldest use first
         self._returning: list[Job] = []  # admitted in this tick, their states still on the host
         self._open: set[Job] = set()  # jobs that hold rows: started, and not committed or aborted
         self._ended: list[Job] = []  # ended while they waited; reported with the next tick
@@ -159,7 +158,7 @@ class Engine:
             state.place, state.slot, state.job = DEVICE, job.row, None
             job.row = -1
             self._idle[state] = None
-            if job.copy_row < 0:
+            if job.rollout is None:
                 self._open.discard(job)
                 return
         self._let_go(job)
@@ -253,12 +252,12 @@ class Engine:
 
     def update(self, jobs: list[Job], outcome: Outcome) -> None:
         """Takes in what was computed: jobs go on, go over to their rollout, or end."""
-        if self.scheduler.kind is SHORT and not outcome.heads:  # most ticks, and nothing can fail
-            for job, output in zip(jobs, outcome.outputs, strict=True):
-                job.position, job.outputs = 1, [output]
+        outputs, short = outcome.outputs, self.scheduler.kind is SHORT and not outcome.heads
+        if short and isinstance(outputs, np.ndarray):  # most ticks, and nothing can fail
+            for b, job in enumerate(jobs):
                 if job.phase is not RUNNING:
                     job.move(DONE)  # raises
-                job.phase = DONE
+                job.phase, job.position, job.together, job.place = DONE, 1, outputs, b
             self._ended += jobs
             return
         for b, job in enumerate(jobs):
@@ -279,36 +278,36 @@ class Engine:
     def _admit(self, job: Job) -> bool | None:
         """Whether a job runs now: True, with its rows, to be filled if the state comes from the host;
         False if there is no room; None if it ended."""
-        if job.phase is RUNNING:
+        phase = job.phase
+        if phase is RUNNING:
             return True
-        if self._now > job.deadline or (job.gone is not None and job.gone()):
+        if self._now > job.deadline or ((gone := job.gone) is not None and gone()):
             job.move(DROPPED)
             self._disown(job, job.owed)
             if job.state is not None:
                 job.state.job = None
             self._ended.append(job)
             return None
+        slots, state = self.slots, job.state
         rows = 1 if job.rollout is None else 2
-        if self._full or self.slots.free < rows:
+        if self._full or len(slots.unused) < rows:
             try:
-                if self._full or not self._make_room(rows, job.state):
+                if self._full or not self._make_room(rows, state):
                     self._full = True  # nobody younger is let in before this one
                     return False
             except Exception as error:  # noqa: BLE001  a spill that failed; every job must end
                 self._fail(job, error)
                 return None
-        job.started = self._now
-        job.row = self.slots.acquire()
-        if rows == 2:
-            job.copy_row = self.slots.acquire()
-        if job.phase is not WAITING:
+        if phase is not WAITING:
             job.move(RUNNING)  # raises
-        job.phase = RUNNING
+        job.phase, job.started, job.row = RUNNING, self._now, slots.acquire()
+        if rows == 2:
+            job.copy_row = slots.acquire()
         self._open.add(job)
-        state = job.state
         if state is not None:
-            self._idle.pop(state, None)  # its row is the way back: it must not be spilled now
-            if state.place is HOST:
+            if state.place is DEVICE:
+                del self._idle[state]  # its row is the way back: it must not be spilled now
+            elif state.place is HOST:
                 self._returning.append(job)  # to be filled, with the others of this tick
         return True
 

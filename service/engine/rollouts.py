@@ -48,7 +48,7 @@ class Forecast:
             rows = np.column_stack((rows, self._time + ahead * self._calendar.spacing_s))
         inputs = self._scaler.normalise(rows)
         # A loop may run away; held to what an input may be, it stays finite, as JSON must
-        return inputs.clip(-MAX_NORMALISED, MAX_NORMALISED).astype(np.float32)
+        return inputs.clip(-MAX_NORMALISED, MAX_NORMALISED).astype(np.float32, order="C")
 
     @property
     def result(self) -> NDArray[np.float64]:

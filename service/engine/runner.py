@@ -31,14 +31,17 @@ class Batch:
     traced: bool = False  # a batch of one whose gates are wanted
 
 
+Outputs = Sequence[NDArray[np.floating]] | NDArray[np.floating]
+
+
 @dataclass(slots=True)
 class Outcome:
     """What a tick computed. `outputs`: [t, O] for each position, in user units, float64 (series), or
-    log-probabilities, float32 (text); views of one array. `heads`: by position, normalised
-    [leads, outputs]; `quantiles` of them [levels, leads, outputs], if the model has any. `trace`: i, f, g, o,
-    c, h [t, layers, 6, hidden]."""
+    log-probabilities, float32 (text); views of one array, or that array [B, 1, O] itself. `heads`: by
+    position, normalised [leads, outputs]; `quantiles` of them [levels, leads, outputs], if the model has any.
+    `trace`: i, f, g, o, c, h [t, layers, 6, hidden]."""
 
-    outputs: list[NDArray[np.floating]]
+    outputs: Outputs
     heads: dict[int, NDArray[np.float32]]
     trace: NDArray[np.float32] | None = None
     quantiles: dict[int, NDArray[np.float32]] = field(default_factory=dict)
