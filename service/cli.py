@@ -221,7 +221,9 @@ async def _local(settings: Settings, served: Found) -> None:
     if settings.store != "memory:":
         application.direct_url = listener.url(socket, settings.direct_host or settings.host, settings.scheme)
     await application.startup()
-    server = listener.Listener(application, socket, settings, application.requests.refused)
+    server = listener.Listener(
+        application, socket, settings, application.requests.refused, application.expect
+    )
     server.open()
     print(launch.banner(settings, served, loop.time() - began), flush=True)
     await stop.wait()

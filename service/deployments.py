@@ -85,7 +85,9 @@ class ModelReplica:
         self._application.replica = replica
         await self._application.startup()
         self._occupancy = Occupancy(self._application.managers)
-        self._listener = Listener(self._application, socket, settings, self._application.requests.refused)
+        self._listener = Listener(
+            self._application, socket, settings, self._application.requests.refused, self._application.expect
+        )
         self._listener.open()
         self._prefix = f"/v1/models/{model}"
         shortcut.serve(Mount(self._application, self._prefix))

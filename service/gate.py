@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -38,12 +39,19 @@ _NO_ROOM = Unavailable("as many connections are open as may be", retry_after_s=1
 
 class Gate:
     """What one listener lets in. requests: at once, beside those of streams. connections: open, streams
-    included. timeout_s: that a request may take to arrive. refused: how many were not let in, by reason."""
+    included. timeout_s: that a request may take to arrive. refused: how many were not let in, by reason.
+    arrived: told of what was let in, as it is read."""
 
     def __init__(
-        self, requests: int, connections: int, timeout_s: float, refused: Counter[str] | None = None
+        self,
+        requests: int,
+        connections: int,
+        timeout_s: float,
+        refused: Counter[str] | None = None,
+        arrived: Callable[[], None] = lambda: None,
     ) -> None:
         self.requests, self.connections, self.timeout_s = requests, connections, timeout_s
+        self.arrived = arrived
         self.streams = 0  # open now
         self.refused: Counter[str] = Counter() if refused is None else refused
         self._held: list[GateProtocol] = []
@@ -134,6 +142,7 @@ class GateProtocol(HttpToolsProtocol):
         if len(self.tasks) >= self._most and self._refuse(data):
             return
         super().data_received(data)
+        self.gate.arrived()
 
     def _refuse(self, data: bytes) -> bool:
         """Answers 429 if there are too many requests and this is one more, whole and nothing behind it. All

@@ -11,7 +11,7 @@ import ipaddress
 import resource
 import socket
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 
 import uvicorn
 
@@ -71,14 +71,20 @@ def spare_descriptors() -> int:
 
 class Listener:
     """Serves one ASGI callable on one listening socket, until `close`. Its lifespan is left to the caller.
-    refused: where to count what the gate does not let in, by reason."""
+    refused: where to count what the gate does not let in, by reason. arrived: told of what was read of a
+    request, before its task runs."""
 
     def __init__(
-        self, app: ASGI, listener: socket.socket, settings: Settings, refused: Counter[str] | None = None
+        self,
+        app: ASGI,
+        listener: socket.socket,
+        settings: Settings,
+        refused: Counter[str] | None = None,
+        arrived: Callable[[], None] = lambda: None,
     ) -> None:
         self._socket = listener
         connections = min(settings.max_connections, spare_descriptors())
-        self.gate = Gate(settings.max_requests, connections, settings.request_timeout_s, refused)
+        self.gate = Gate(settings.max_requests, connections, settings.request_timeout_s, refused, arrived)
         self._server = _Server(
             GateConfig(
                 app,

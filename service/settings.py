@@ -138,7 +138,7 @@ class Settings:
     replay_window: int = setting(256, "newest steps of a session that a retry is answered from", least=1)
     max_batch: int = setting(256, "most sessions in one tick", least=1)
     tick_ms: float = setting(
-        0.35,
+        0.2,
         "a tick of long requests is made so small that it takes no longer, while short ones come",
         least=0.01,
     )

@@ -120,6 +120,11 @@ class Application:
         """Whether it takes nothing new any more."""
         return self._stopping is not None
 
+    def expect(self) -> None:
+        """A request is on its way to one of the engines."""
+        for endpoint in self._endpoints.values():
+            endpoint.manager.expect()
+
     async def startup(self) -> None:
         """Makes the engines, warms them, and begins. Once, on the loop that will serve."""
         if self._started:

@@ -44,7 +44,7 @@ class ModelEndpoint:
         self._readers = {b.digest: InputReader(b.spec, settings.max_steps) for b in bundles}
         self._renderers = {width: Renderer(width) for width in {b.spec.output_width for b in bundles}}
         self.reader = self._readers[self.bundle.digest]
-        self.turns = Turns()
+        self.turns = Turns(manager.busy)
         self.direct_url = ""
 
     def reader_of(self, session_id: str) -> InputReader:

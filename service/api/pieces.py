@@ -81,7 +81,10 @@ async def read_sequence(
 ) -> tuple[S, Steps | None]:
     """A body, checked; its steps too if it was read in pieces, and its `inputs` are empty then. Raises what
     `parse` does."""
-    pieces = cut(text, b"inputs", _BETWEEN_ROWS) if len(text) > LARGE else None
+    if len(text) <= LARGE:
+        return parse(schema, text), None
+    await turns.next()  # to cut it takes as long as a piece
+    pieces = cut(text, b"inputs", _BETWEEN_ROWS)
     if pieces is not None:
         try:
             body = schema.model_validate_json(pieces.shell)
@@ -111,6 +114,8 @@ async def read_bulk(
     text: bytes, reader: InputReader, turns: Turns
 ) -> list[tuple[BulkItem, Steps | None]] | None:
     """The requests of a bulk body, as `read_sequence` reads them; None if one of them is not valid."""
+    if len(text) > LARGE:
+        await turns.next()
     pieces = cut(text, b"requests", _BETWEEN_OBJECTS) if len(text) > LARGE else None
     items: list[tuple[BulkItem, Steps | None]] = []
     try:

@@ -18,6 +18,8 @@ GATES = ("i", "f", "g", "o", "c", "h")
 
 #: Characters that are written in one go; they take about 0.05 ms
 PIECE = 2 * 1024
+#: Characters of a reply from which its last step takes as long as a piece
+LARGE = 16 * 1024
 #: Numbers of a part
 NUMBERS = 256
 
@@ -105,13 +107,16 @@ def array(values: NDArray[np.floating]) -> Iterator[str]:
 async def joined(parts: Iterator[str], turns: Turns) -> bytes:
     """All parts; others have their turn between some and the next."""
     written: list[str] = []
-    since = 0
+    since = total = 0
     for part in parts:
         if since > PIECE:
             await turns.next()
             since = 0
         written.append(part)
         since += len(part)
+        total += len(part)
+    if total > LARGE:
+        await turns.next()  # for what the whole takes, to its socket
     return "".join(written).encode()
 
 

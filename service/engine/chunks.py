@@ -30,11 +30,17 @@ class Chunk:
     __slots__ = ("counts", "firsts", "indices", "rows")
 
     def __init__(self, inputs: Sequence[Prepared]) -> None:
+        B, steps = len(inputs), np.arange(len(inputs[0]))
+        if len(inputs[-1]) == len(steps):  # all have the same: most ticks, and every step's rows are all
+            self.counts: Index = np.full(len(steps), B)
+            self.firsts: Index = steps * B
+            self.indices: list[Index | slice] = [slice(b, None, B) for b in range(B)]
+            self.rows = B * len(steps)
+            return
         lengths = np.array([len(x) for x in inputs])
-        steps = np.arange(lengths[0])
-        self.counts: Index = np.searchsorted(-lengths, -steps, "left").astype(np.int64)
-        self.firsts: Index = np.concatenate(([0], np.cumsum(self.counts[:-1])))
-        self.indices: list[Index] = [self.firsts[: len(x)] + b for b, x in enumerate(inputs)]
+        self.counts = np.searchsorted(-lengths, -steps, "left").astype(np.int64)
+        self.firsts = np.concatenate(([0], np.cumsum(self.counts[:-1])))
+        self.indices = [self.firsts[: len(x)] + b for b, x in enumerate(inputs)]
         self.rows = int(lengths.sum())
 
     def flat(self, inputs: Sequence[Prepared]) -> Prepared:

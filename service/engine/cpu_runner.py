@@ -269,7 +269,7 @@ class CpuRunner(Runner):
             for b, index in zip(task.positions, task.chunk.indices, strict=True):
                 parts[b] = outputs[index]
                 if tops is not None and task.tops is not None:
-                    tops[: len(index), b] = task.tops[index]
+                    tops[: len(parts[b]), b] = task.tops[index]
         return parts
 
     def _task(self, batch: Batch, positions: range, tops: bool) -> Task:

@@ -246,7 +246,7 @@ class Engine:
         if self._returning:
             jobs = self._bring_back(jobs)
         share = self._share = self.scheduler.share(len(jobs))
-        if self.scheduler.kind is not SHORT:
+        if self.scheduler.kind is not SHORT and any(job.remaining < share for job in jobs):
             jobs.sort(key=lambda job: -min(job.remaining, share))
         return jobs
 
@@ -257,7 +257,7 @@ class Engine:
             for b, job in enumerate(jobs):
                 if job.phase is not RUNNING:
                     job.move(DONE)  # raises
-                job.phase, job.position, job.together, job.place = DONE, 1, outputs, b
+                job.phase, job.position, job.outputs, job.place = DONE, 1, outputs, b
             self._ended += jobs
             return
         for b, job in enumerate(jobs):
@@ -386,16 +386,19 @@ class Engine:
 
     def _take_in(self, job: Job, b: int, outcome: Outcome) -> bool:
         """Takes in what was computed at position b; True if there is more to run."""
-        job.position += len(outcome.outputs[b])
-        self._disown(job, len(outcome.outputs[b]))
-        if not job.rolling:
-            if job.outputs is None:
-                job.outputs, job.traces = [], []
-            job.outputs.append(outcome.outputs[b])
-            if outcome.trace is not None and job.traces is not None:
-                job.traces.append(outcome.trace)
-        else:
+        outputs, begin = outcome.outputs[b], job.position
+        job.position += len(outputs)
+        self._disown(job, len(outputs))
+        if job.rolling:
             job.copied = True
+        elif len(outputs) == len(job.inputs):
+            job.outputs = outputs
+        else:
+            if job.outputs is None:
+                job.outputs = np.empty((len(job.inputs), *outputs.shape[1:]), outputs.dtype)
+            job.outputs[begin : job.position] = outputs
+        if outcome.trace is not None and not job.rolling:
+            job.traces = [*(job.traces or ()), outcome.trace]
         return job.remaining > 0 or (b in outcome.heads and self._roll(job, b, outcome))
 
     def _roll(self, job: Job, b: int, outcome: Outcome) -> bool:

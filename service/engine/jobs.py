@@ -101,10 +101,10 @@ class Job:
     )  # a chunk of the rollout was run: the copy holds its state
     row: int = field(default=-1, init=False)  # the slot with the new state
     copy_row: int = field(default=-1, init=False)  # the slot the rollout moves
-    outputs: list[NDArray[np.floating]] | None = field(default=None, init=False)  # [t, O] a chunk
-    # In place of them, of a single step: those of its tick [B, 1, O] and where its own are. A view for every
-    # job at once, made while nothing of the job is in the cache, took twice as long.
-    together: NDArray[np.floating] | None = field(default=None, init=False)
+    # Of the request's steps [T, O], filled as they are run. Of a single step: those of its whole tick
+    # [B, 1, O], and its place there: a view for every job at once, made while nothing of the job is in the
+    # cache, took twice as long.
+    outputs: NDArray[np.floating] | None = field(default=None, init=False)
     place: int = field(default=-1, init=False)
     traces: list[NDArray[np.float32]] | None = field(
         default=None, init=False
@@ -130,10 +130,8 @@ class Job:
     @property
     def result(self) -> NDArray[np.floating]:
         """Outputs of the request's steps [T, O], in their units (log-probabilities for text)."""
-        if self.together is not None:
-            return self.together[self.place]  # type: ignore[no-any-return]
-        outputs = self.outputs or []
-        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+        assert self.outputs is not None  # noqa: S101  asked of a job that is DONE
+        return self.outputs if self.place < 0 else np.asarray(self.outputs[self.place])
 
     @property
     def trace_result(self) -> NDArray[np.float32]:

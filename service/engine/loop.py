@@ -20,6 +20,11 @@ from service.engine.engine import Engine
 from service.engine.jobs import Job
 
 RE_POLLS = 2
+#: Rounds that a request takes from its socket to its job. So many after a tick, what came while it ran goes
+#: before all else, if short requests are about
+FRESH = 2
+#: Rounds before a tick, whatever is expected
+MOST_POLLS = 12
 
 
 class EngineLoop:
@@ -42,6 +47,16 @@ class EngineLoop:
         self._tidying = False
         self._waiting = 0  # jobs when the sockets were last polled
         self._polls = 0
+        self._fresh = 0  # rounds in which others should wait
+        self._expected = 0  # rounds until the job of a request that was read may be there
+
+    def busy(self) -> bool:
+        """Whether other work on the loop should wait for the next round: a job of one step waits, or a tick
+        has just ended, and its replies, or what came meanwhile, go first. To be asked once a round."""
+        if self._fresh:
+            self._fresh -= 1
+            return True
+        return self.engine.scheduler.short > 0
 
     def submit(self, job: Job) -> None:
         """Queues a job; its tick begins when the callbacks that are ready now have run."""
@@ -54,20 +69,35 @@ class EngineLoop:
             self._armed, self._waiting, self._polls = True, 0, 0
             self._loop.call_soon(self._turn, context=self._context)
 
+    def expect(self) -> None:
+        """A request was read from its socket. It may be short: a tick of long ones that has not begun gives
+        it time to get here."""
+        self._expected = self._fresh = FRESH
+
     def _turn(self) -> None:
-        scheduler = self.engine.scheduler
-        waiting = scheduler.short or len(scheduler)
-        if (waiting > max(1, self._waiting) or not scheduler.short) and self._polls < RE_POLLS:
-            self._waiting, self._polls = waiting, self._polls + 1
+        if self._polls < MOST_POLLS and self._goes_round():
+            self._polls += 1
             self._loop.call_soon(self._turn, context=self._context)
             return
         self._armed = False
         ended = self.engine.tick()
+        self._fresh = FRESH if self.engine.scheduler.expecting else 0
         progressed = bool(ended) or self.engine.last_tick.batch > 0
         self._on_tick(ended)
         if progressed:  # else every job waits for a row: whoever frees one wakes the loop
             self.wake()
         self._tidy_soon()
+
+    def _goes_round(self) -> bool:
+        """Whether the loop should go round once more before a tick."""
+        scheduler, waited = self.engine.scheduler, self._waiting
+        self._waiting = scheduler.short or len(scheduler)
+        if scheduler.short:
+            return self._polls < RE_POLLS and self._waiting > max(1, waited)
+        if self._expected:
+            self._expected -= 1
+            return True
+        return self._polls < RE_POLLS + (FRESH if scheduler.expecting else 0)
 
     def _tidy_soon(self) -> None:
         if self.engine.short and not self._tidying:

@@ -55,6 +55,11 @@ class Scheduler(Generic[Ticket]):
         """Short tickets that wait."""
         return len(self._queues[SHORT])
 
+    @property
+    def expecting(self) -> bool:
+        """Whether short tickets come now and then."""
+        return self._now - self._short_at < LULL_S
+
     def waiting(self, kind: Kind) -> int:
         """Tickets of a kind that wait."""
         return len(self._queues[kind])
@@ -126,4 +131,4 @@ class Scheduler(Generic[Ticket]):
     @property
     def _seconds(self) -> float:
         """What a tick of several steps may take now."""
-        return self.target * (1.0 if self._now - self._short_at < LULL_S else PATIENCE)
+        return self.target * (1.0 if self.expecting else PATIENCE)

@@ -85,6 +85,14 @@ class SessionManager:
         """Requests that were accepted and are not answered."""
         return self._in_flight
 
+    def busy(self) -> bool:
+        """Whether work that can wait should: see EngineLoop."""
+        return self._engine_loop.busy()
+
+    def expect(self) -> None:
+        """A request was read: see EngineLoop."""
+        self._engine_loop.expect()
+
     def holds(self, session_id: str) -> bool:
         """Whether the session is here, or on its way."""
         return self._register.get(session_id) is not None

@@ -38,6 +38,16 @@ class Versions:
     def __len__(self) -> int:
         return sum(map(len, self.managers))
 
+    def busy(self) -> bool:
+        """Whether work that can wait should, for any of them."""
+        asked = [manager.busy() for manager in self.managers]  # each counts its rounds
+        return any(asked)
+
+    def expect(self) -> None:
+        """A request was read, and may be for one of them."""
+        for manager in self.managers:
+            manager.expect()
+
     def of(self, session_id: str) -> SessionManager:
         """The manager that has the session; the newest version's if none has."""
         for manager in self._older:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from service.api.pieces import LARGE, PIECE, read_bulk, read_sequence
 from service.api.render import PIECE as WRITTEN
 from service.api.render import Renderer, joined
 from service.api.schemas import BulkBody, StepBody
-from service.api.turns import Turns
+from service.api.turns import HOLD_S, Turns
 from service.errors import CellstateError
 from service.sessions.inputs import InputReader
 from service.sessions.replies import Options, Reply
@@ -238,3 +239,15 @@ async def test_one_that_is_cancelled_holds_nobody_up() -> None:
     tasks[0].cancel()
     await asyncio.wait_for(asyncio.gather(*tasks[1:]), 10)
     await asyncio.wait_for(turns.next(), 10)
+
+
+async def test_a_turn_is_put_off_for_short_requests_but_not_for_long() -> None:
+    busy = [True]
+    turns, began = Turns(lambda: busy[0]), time.perf_counter()
+    await asyncio.wait_for(turns.next(), 10)
+    assert time.perf_counter() - began >= HOLD_S
+    busy[0] = False
+    turn = asyncio.ensure_future(turns.next())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert turn.done()

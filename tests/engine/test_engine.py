@@ -571,5 +571,5 @@ def test_a_request_in_one_piece_is_the_request_in_many() -> None:
             run(engine, job)
             rows.append(job.result)
         joined = Job(whole)
-        joined.outputs = rows
+        joined.outputs = np.concatenate(rows)
         assert_outputs(engine, joined, expected)

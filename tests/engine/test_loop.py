@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextvars import ContextVar
 
 from service.engine.engine import Engine
 from service.engine.jobs import Job, Phase, StateHandle
-from service.engine.loop import EngineLoop
+from service.engine.loop import FRESH, MOST_POLLS, RE_POLLS, EngineLoop
 from service.engine.rollouts import Forecast
 from tests.engine.making import bad_job, make_engine, make_job, make_spec
 
@@ -30,6 +31,12 @@ class Watched(EngineLoop):
 
     async def next(self) -> Job:
         return await asyncio.wait_for(self.ended.get(), 10)
+
+    async def next_tick(self) -> None:
+        for before in itertools.repeat(self.ticks):
+            await asyncio.sleep(0)
+            if self.ticks > before:
+                return
 
 
 async def quiet() -> None:
@@ -119,3 +126,39 @@ async def test_a_tick_is_nobodys_though_a_request_armed_it() -> None:
     loop.submit(make_job(loop.engine, 30))
     await loop.next()
     assert seen == ["nobody's"] * 8
+
+
+async def test_others_wait_after_a_tick_only_while_short_requests_are_about() -> None:
+    loop = Watched(make_engine(quantum=4))
+    loop.submit(make_job(loop.engine, 8))
+    await loop.next()
+    assert not loop.busy()
+    loop.submit(make_job(loop.engine))
+    assert [loop.busy() for _ in range(5)] == [True] * 5  # it waits for its tick
+    await loop.next()
+    assert [loop.busy() for _ in range(5)] == [True] * FRESH + [False] * (5 - FRESH)
+
+
+async def test_a_long_tick_gives_a_request_that_was_read_the_time_to_get_here() -> None:
+    loop = Watched(make_engine(quantum=4))
+    loop.submit(make_job(loop.engine))
+    await loop.next()  # so that the next turn is the long ones'
+    loop.submit(long := make_job(loop.engine, 40))
+    await loop.next_tick()
+    before = loop.ticks
+    for _ in range(RE_POLLS + FRESH):  # all rounds that it waits by itself
+        await asyncio.sleep(0)
+        loop.expect()
+    assert loop.ticks == before
+    loop.submit(short := make_job(loop.engine))
+    assert await loop.next() is short
+    assert await loop.next() is long
+
+
+async def test_a_long_tick_does_not_wait_for_ever() -> None:
+    loop = Watched(make_engine(quantum=4))
+    loop.submit(make_job(loop.engine, 40))
+    for _ in range(10 * (MOST_POLLS + 1)):
+        loop.expect()
+        await asyncio.sleep(0)
+    assert loop.ticks == 10
