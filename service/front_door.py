@@ -55,6 +55,12 @@ _OF_MODEL = re.compile(r"\s+acl is_(\S+) path_beg /v1/models/")
 _USE = re.compile(r"\s+use_backend (\S+) if is_\1$")
 _SERVER = re.compile(r"(\s+server (\S+) \S+) check.*")
 STREAMS = "-streams"
+#: Requests of a step or a few have servers of their own, which take AT_WORK of them at once; the others wait
+#: here. A replica that has five hundred in hand takes a fifth longer over each, and stands still while the
+#: door refuses what is too much. Long ones wait in the replica, which knows what they cost and takes turns.
+SINGLES = "-singles"
+AT_WORK = 128
+BRIEF = 1024  # bytes of a body
 #: Health checks of a backend of streams are those of the model's own.
 _CHECKS = re.compile(r"\s+(option httpchk|http-check|default-server)\b")
 
@@ -68,7 +74,8 @@ _TLS = "alpn http/1.1 ssl-min-ver TLSv1.2"
 CERTIFICATE = "door.pem"
 
 #: Where refusals are many they are held back, as `gate` does on a replica's own port and for its reason:
-#: those beyond the first of a span are answered when it is over, or let in if there is room by then.
+#: those beyond the first of a span are answered a span later, or let in if there is room by then. Not all at
+#: once: while the door is busy with them, the replicas would get nothing to do.
 HOLD = "hold.lua"
 _HOLD = """\
 local span_ms, at_once, began, count = 250, 64, 0, 0
@@ -77,7 +84,7 @@ core.register_action("hold", {"http-req"}, function(txn)
   local at = now.sec * 1000 + now.usec / 1000
   if at - began >= span_ms then began, count = at, 0 end
   count = count + 1
-  if count > at_once then core.msleep(math.ceil(began + span_ms - at)) end
+  if count > at_once then core.msleep(math.random(span_ms // 2, span_ms * 3 // 2)) end
 end)
 """
 
@@ -169,6 +176,8 @@ def _section(section: str, directory: Path, models: list[str], bounds: Bounds) -
         # Without it a check has the time until the next one, 250 ms after a failure: too little for a replica
         # that has all it can do, and would then be away for everybody.
         lines.append("    timeout check 2s")
+        # What waits for its turn at a replica has the time that it may take to arrive
+        lines.append(f"    timeout queue {bounds.timeout_s:.0f}s")
         # A request goes on to a replica when it is whole, or has filled a buffer: slow ones wait here.
         lines.append("    option http-buffer-request")
         lines.append(f"    timeout http-request {bounds.timeout_s:.0f}s")
@@ -178,26 +187,35 @@ def _section(section: str, directory: Path, models: list[str], bounds: Bounds) -
     elif section.startswith("frontend"):
         lines = _gated(lines, models, bounds.requests)
     elif section.startswith("backend") and section.split()[1] in models:
-        lines += _streams(section.split()[1], lines)
+        model = section.split()[1]
+        lines += _beside(model, STREAMS, lines) + _beside(
+            model, SINGLES, lines, f" maxconn {min(AT_WORK, bounds.requests)}"
+        )
     return "\n".join(lines) + "\n"
 
 
 def _gated(lines: list[str], models: list[str], most: int) -> list[str]:
     """The door's rules, with what is refused before a model's replicas hear of it. Counted are a model's
-    requests on their way; streams have a backend of their own, as they may last for days. What begins (a
-    session, a prediction) is refused at half of what is refused for all."""
+    requests on their way, or waiting here; streams have a backend of their own, as they may last for days.
+    What begins (a session, a prediction) is refused at half of what is refused for all."""
     first = next((n for n, line in enumerate(lines) if line.lstrip().startswith("use_backend ")), len(lines))
     rules = [
         "    acl stream hdr(upgrade) -i websocket",
         "    acl begins path_end /sessions /predict",
         "    acl replica path_end /handover",
+        "    acl single path_end /steps",
+        f"    acl brief req.body_size lt {BRIEF}",
+        "    acl goes_on req.body -m sub horizon generate",
     ]
     for model in models:
         here = f"is_{model} METH_POST !stream !replica {{ nbsrv({model}) gt 0 }}"
-        taken = f"be_conn({model}),div(txn.servers)"
+        taken = f"be_conn({model}),add(txn.singles),div(txn.servers)"
         too_many = [f"if {here} {{ {taken} ge {most} }}", f"if {here} begins {{ {taken} ge {most // 2} }}"]
         rules.append(f"    http-request set-var(txn.servers) nbsrv({model}) if is_{model}")
+        count = f"    http-request set-var(txn.singles) be_conn({model}{SINGLES}) if is_{model}"
+        rules.append(count)
         rules += [f"    http-request lua.hold {condition}" for condition in too_many]
+        rules.append(count)  # it has changed while the request was held
         rules += [f"    http-request deny deny_status 429 {condition}" for condition in too_many]
     if not models:
         return lines
@@ -205,18 +223,20 @@ def _gated(lines: list[str], models: list[str], most: int) -> list[str]:
     for line in lines[first:]:
         use = _USE.match(line)
         if use and use[1] in models:
-            uses.append(f"    use_backend {use[1]}{STREAMS} if is_{use[1]} stream")
+            here = f"if is_{use[1]}"
+            uses.append(f"    use_backend {use[1]}{STREAMS} {here} stream")
+            uses.append(f"    use_backend {use[1]}{SINGLES} {here} METH_POST single brief !goes_on")
         uses.append(line)
     return [*lines[:first], *rules, *uses]
 
 
-def _streams(model: str, backend: list[str]) -> list[str]:
-    """The same servers for a model's streams. They are up when those of the model are."""
-    lines = [f"backend {model}{STREAMS}"]
+def _beside(model: str, kind: str, backend: list[str], limit: str = "") -> list[str]:
+    """The same servers for a kind of a model's requests. They are up when those of the model are."""
+    lines = [f"backend {model}{kind}"]
     for line in backend[1:]:
         server = _SERVER.match(line)
         if server:
-            lines.append(f"{server[1]} track {model}/{server[2]}")
+            lines.append(f"{server[1]} track {model}/{server[2]}{limit}")
         elif not _CHECKS.match(line):
             lines.append(line)
     return lines

@@ -150,6 +150,28 @@ async def test_many_refusals_are_held_back_and_let_in_if_there_is_room_by_then(t
         assert [(await one.answer())[0] for one in held] == [200] * 2
 
 
+def step(body: bytes) -> bytes:
+    return STEPS.replace(b"length: 2\r\n\r\n{}", b"length: %d\r\n\r\n%b" % (len(body), body))
+
+
+async def test_single_steps_wait_at_the_door_for_their_turn_and_nothing_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(front_door, "AT_WORK", 2)
+    async with door(tmp_path, front_door.Bounds(requests=7)) as here:
+        held = await here.fill(2)
+        waiting = [await here.send(STEPS) for _ in range(2)]
+        longer = [step(b'{"horizon":9}'), step(b'{"generate":{}}'), step(b"{%1100b}" % b"")]
+        for number, request in enumerate(longer, 1):
+            held.append(await here.send(request))
+            await here.app.holds(2 + number)
+        assert await here.status(FACTS) == 200
+        assert await here.status(STEPS) == 429  # what waits is counted with the rest
+        assert here.app.here == 5
+        here.app.go_on.set()
+        assert [(await one.answer())[0] for one in held + waiting] == [200] * 7
+
+
 async def test_streams_take_no_requests_place(tmp_path: Path) -> None:
     async with door(tmp_path, front_door.Bounds(requests=2)) as here:
         url = f"ws://127.0.0.1:{here.port}/v1/models/m/sessions/a/stream"

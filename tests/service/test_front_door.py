@@ -132,7 +132,7 @@ def test_the_doors_own_settings_come_from_the_environment(
     acl = "    acl is_http-ett path_beg /v1/models/ett/\n    use_backend"
     file.write_text(CONFIGURATION.replace("    use_backend", acl))
     front_door.prepare(["haproxy", "-f", str(file)])
-    assert "be_conn(http-ett),div(txn.servers) ge 77 }" in file.read_text()
+    assert "be_conn(http-ett),add(txn.singles),div(txn.servers) ge 77 }" in file.read_text()
     assert "timeout http-request 9s" in file.read_text()
 
 
