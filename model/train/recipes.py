@@ -20,8 +20,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "learning_rate": 0.006,
         "start": 5,
         "passed": 0.005,
-        "anew": "nothing",
+        "mixed": 0.5,
+        "anew": "warmup",
+        "warmup": 100,
+        "fade": 0.25,
         "final_rate": 0.25,
+        "chrono": 1000,
     },
 }
 

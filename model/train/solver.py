@@ -7,6 +7,7 @@ sequences are short at first and grow when they are mastered (Bengio et al. 2009
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from model.errors import TrainingError
 from model.network import Network
+from model.tasks.catalogue import make
 from model.tasks.measuring import SIDE_BY_SIDE
 from model.tasks.task import Batch, Task
 from model.train import checkpoint, schedules
@@ -51,6 +53,7 @@ class Progress:
     update: int = 0
     sequences: int = 0
     stage: int = 0  # place among the lengths
+    began: int = 0  # the update at which the rate began to rise
     solved: bool = False
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -88,6 +91,7 @@ class Solver:
         # The network that counts: with the running mean of the weights, if there is one.
         self.kept = copy.deepcopy(network).requires_grad_(False) if options.average else network
         self.saved = time.monotonic()
+        self.shorter: dict[int, Task] = {}
 
     @property
     def task(self) -> Task:
@@ -124,23 +128,27 @@ class Solver:
             total += loss
             wrongs += wrong
             self.progress.recent = (self.progress.recent + wrong)[-most:]
-        return total / ROUND, sum(wrongs) / len(wrongs), rate
+        # of all that were drawn at the full length, if any was
+        return total / ROUND, sum(wrongs) / len(wrongs) if wrongs else math.nan, rate
 
     def _update(self) -> tuple[float, list[float], float]:
         o, p = self.options, self.progress
         # The sequences depend on seed and update alone, so a resumed training sees what it would have seen.
-        batch = self.task.draw(np.random.default_rng((o.seed, p.update)), o.batch).to(self.device)
+        generator = np.random.default_rng((o.seed, p.update))
+        task = self._drawn(generator)
+        batch = task.draw(generator, o.batch).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=o.precision == "bfloat16"):
             y = answers(self.network, batch)
             with torch.no_grad():  # before it is learnt from
                 kept = answers(self.kept, batch) if o.average else y
-                wrong: list[float] = self.task.wrong(kept, batch).tolist()
-        loss = self.task.loss(y, batch)
+                wrong: list[float] = task.wrong(kept, batch).tolist() if task is self.task else []
+        loss = task.loss(y, batch)
         value = loss.item()
         check_finite(value, p.update)
         loss.backward()  # type: ignore[no-untyped-call]
         usable = clip(self.network.parameters(), o.clip_by, o.clip)
-        rise = min(1.0, (p.update + 1) / o.warmup) if o.warmup else 1.0
+        rise = min(1.0, (p.update - p.began + 1) / o.warmup) if o.warmup else 1.0
+        rise *= (self.tasks[0].length / self.task.length) ** o.fade
         done = p.sequences / o.sequences
         share = schedules.share(o.schedule, done, p.drops.drops, o.drop, o.final_rate)
         for group in self.adam.param_groups:
@@ -152,6 +160,15 @@ class Solver:
         p.sequences += len(batch)
         self._average()
         return value, wrong, o.learning_rate * rise * share
+
+    def _drawn(self, generator: np.random.Generator) -> Task:
+        """The task of an update: at the present length, or, `mixed` of the time, at a shorter one. A network
+        that has seen one length at a time may count on it, and is lost at the next one."""
+        first, p = self.tasks[0].length, self.progress
+        if not self.options.mixed or not p.stage or generator.random() >= self.options.mixed:
+            return self.task
+        length = int(generator.integers(first, self.task.length))
+        return self.shorter.setdefault(length, make(self.task.name, length, self.options.seed))
 
     def _mastered(self) -> bool:
         """Whether the present length is done with."""
@@ -181,7 +198,9 @@ class Solver:
         p.stage = min(p.stage + 1, len(self.tasks) - 1)
         # Where a rate was too high once, it is the more so over more steps, and Adam divides by what it
         # remembers of gradients that had become small
-        kept = p.drops.drops if o.anew == "nothing" else 0
+        kept = 0 if o.anew == "rate" else p.drops.drops
+        if o.anew == "warmup":
+            p.began = p.update
         p.drops = schedules.Drops(o.schedule, o.drop_after, kept)
 
     def _average(self) -> None:

@@ -9,7 +9,7 @@ from model.train import clipping, schedules
 from model.train.options import PRECISIONS, check, choice, option
 
 CELLS = ("lstm", "rnn")
-ANEW = ("rate", "nothing")
+ANEW = ("rate", "warmup", "nothing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,15 @@ class TaskOptions:
     learning_rate: float = option(3e-3, "highest learning rate (Adam)", least=1e-9)
     warmup: int = option(50, "updates over which the learning rate rises from 0")
     schedule: str = choice("plateau", schedules.KINDS, "how the learning rate falls")
-    anew: str = choice("rate", ANEW, "what begins anew at each length: the learning rate, or nothing")
+    anew: str = choice(
+        "rate", ANEW, "what begins anew at each length: the learning rate, only its warm-up, or nothing"
+    )
+    fade: float = option(
+        0.0, "curriculum: the rate is divided by (length / first length) to the power of this"
+    )
+    mixed: float = option(
+        0.0, "curriculum: share of updates on a shorter length, drawn evenly from the first one on", most=1
+    )
     drop: float = option(0.5, "step, plateau: what the learning rate is multiplied by", least=1e-3, most=1)
     drop_after: int = option(
         8, "step, plateau: rounds of 20 updates (without a better loss) to a drop", least=1

@@ -113,13 +113,17 @@ class Engine:
 
     def submit(self, job: Job) -> None:
         """Queues a job. Raises RuntimeError if its state has a job already, or is in the store."""
-        if job.state is not None:
-            if job.state.place is STORE:
+        state = job.state
+        if state is not None:
+            if state.place is STORE:
                 raise RuntimeError("the state is in the store; it must be fetched first")
-            if job.state.job is not None:
+            if state.job is not None:
                 raise RuntimeError("the state has a job already")
-            job.state.job = job
+            state.job = job
         job.submitted = self.clock()
+        if len(job.inputs) == 1 and not job.trace and job.rollout is None:
+            self.scheduler.add_short(job)
+            return
         kind = TRACED if job.trace else SHORT if len(job.inputs) == 1 else LONG
         if kind is not SHORT or job.rollout is not None:
             job.owed = len(job.inputs) + (0 if job.rollout is None else job.rollout.steps)

@@ -131,7 +131,7 @@ class Job:
     def result(self) -> NDArray[np.floating]:
         """Outputs of the request's steps [T, O], in their units (log-probabilities for text)."""
         assert self.outputs is not None  # noqa: S101  asked of a job that is DONE
-        return self.outputs if self.place < 0 else np.asarray(self.outputs[self.place])
+        return self.outputs if self.place < 0 else self.outputs[self.place]
 
     @property
     def trace_result(self) -> NDArray[np.float32]:

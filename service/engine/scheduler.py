@@ -42,6 +42,8 @@ class Scheduler(Generic[Ticket]):
     def __init__(self, max_batch: int, quantum: int, tick_steps: int, target: float) -> None:
         self.max_batch, self.quantum, self.tick_steps, self.target = max_batch, quantum, tick_steps, target
         self._queues: list[deque[Ticket]] = [deque() for _ in Kind]  # by kind
+        #: `add` of a short ticket, in one call: thousands of them may come for a tick
+        self.add_short: Callable[[Ticket], None] = self._queues[SHORT].append
         self._paces = {LONG: Pace(), TRACED: Pace()}
         self._order = list(Kind)  # whose turn it is
         self.kind = SHORT  # of the newest tick

@@ -54,9 +54,15 @@ def test_the_gradient_of_the_last_answer_reaches_the_first_step_and_is_exact() -
     assert found[0].abs().max() > 0
 
 
-@pytest.mark.parametrize(("cell", "anew"), [("lstm", "rate"), ("lstm", "nothing"), ("rnn", "rate")])
-def test_an_interrupted_training_ends_as_one_that_was_not(cell: str, anew: str, tmp_path: Path) -> None:
-    options = replace(OPTIONS, cell=cell, anew=anew, start=3, passed=1.0)  # every length is passed at once
+@pytest.mark.parametrize(
+    ("cell", "anew", "mixed"),
+    [("lstm", "rate", 0.0), ("lstm", "nothing", 0.0), ("lstm", "warmup", 0.5), ("rnn", "rate", 0.0)],
+)
+def test_an_interrupted_training_ends_as_one_that_was_not(
+    cell: str, anew: str, mixed: float, tmp_path: Path
+) -> None:
+    # Every length is passed at once
+    options = replace(OPTIONS, cell=cell, anew=anew, mixed=mixed, fade=mixed, start=3, passed=1.0)
     whole = make_solver(options)
     whole.fit()
     half = make_solver(options, tmp_path)
@@ -80,6 +86,32 @@ def test_the_learning_rate_begins_anew_at_a_new_length_or_not(anew: str, rate: f
     solver.progress.drops.drops = 2
     solver._advance()
     assert solver._update()[2] == rate * OPTIONS.learning_rate
+
+
+def test_after_a_warm_up_the_rate_is_what_the_length_leaves_of_it() -> None:
+    solver = make_solver(replace(OPTIONS, anew="warmup", fade=0.5, start=3, warmup=4))
+    rates = [solver._update()[2] for _ in range(5)]
+    solver.progress.drops.drops = 1
+    solver._advance()
+    rates += [solver._update()[2] for _ in range(5)]
+    share = 0.5 * (solver.tasks[0].length / solver.task.length) ** 0.5
+    rising = [0.25, 0.5, 0.75, 1.0, 1.0]
+    expected = [*rising, *(share * part for part in rising)]
+    assert rates == pytest.approx([part * OPTIONS.learning_rate for part in expected])
+
+
+def test_of_a_mixture_the_full_length_alone_is_judged() -> None:
+    solver = make_solver(replace(OPTIONS, mixed=0.5, start=3), full=24)
+    solver.progress.stage = 3
+    lengths, judged = [], []
+    for _ in range(200):
+        lengths.append(solver._drawn(np.random.default_rng((0, solver.progress.update))).length)
+        judged.append(len(solver._update()[1]))
+    assert [count > 0 for count in judged] == [length == 24 for length in lengths]
+    assert set(lengths) == set(range(3, 25))
+    assert 70 < lengths.count(24) < 130
+    solver.progress.stage = 0
+    assert solver._drawn(np.random.default_rng(0)).length == 3
 
 
 def test_another_training_is_not_resumed(tmp_path: Path) -> None:
