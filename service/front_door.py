@@ -78,7 +78,7 @@ CERTIFICATE = "door.pem"
 #: once: while the door is busy with them, the replicas would get nothing to do.
 HOLD = "hold.lua"
 _HOLD = """\
-local span_ms, at_once, began, count = 250, 64, 0, 0
+local span_ms, at_once, began, count = 500, 64, 0, 0
 core.register_action("hold", {"http-req"}, function(txn)
   local now = core.now()
   local at = now.sec * 1000 + now.usec / 1000
