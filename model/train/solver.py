@@ -91,7 +91,6 @@ class Solver:
         # The network that counts: with the running mean of the weights, if there is one.
         self.kept = copy.deepcopy(network).requires_grad_(False) if options.average else network
         self.saved = time.monotonic()
-        self.shorter: dict[int, Task] = {}
 
     @property
     def task(self) -> Task:
@@ -168,7 +167,7 @@ class Solver:
         if not self.options.mixed or not p.stage or generator.random() >= self.options.mixed:
             return self.task
         length = int(generator.integers(first, self.task.length))
-        return self.shorter.setdefault(length, make(self.task.name, length, self.options.seed))
+        return make(self.task.name, length, self.options.seed)
 
     def _mastered(self) -> bool:
         """Whether the present length is done with."""

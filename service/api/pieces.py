@@ -114,9 +114,10 @@ async def read_bulk(
     text: bytes, reader: InputReader, turns: Turns
 ) -> list[tuple[BulkItem, Steps | None]] | None:
     """The requests of a bulk body, as `read_sequence` reads them; None if one of them is not valid."""
+    pieces = None
     if len(text) > LARGE:
         await turns.next()
-    pieces = cut(text, b"requests", _BETWEEN_OBJECTS) if len(text) > LARGE else None
+        pieces = cut(text, b"requests", _BETWEEN_OBJECTS)
     items: list[tuple[BulkItem, Steps | None]] = []
     try:
         if pieces is None or BulkShell.model_validate_json(pieces.shell).requests:

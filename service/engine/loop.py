@@ -7,7 +7,8 @@ What has arrived is in three places: in the queue, in callbacks that are ready, 
 tick at the first of them would leave the others out and run half-empty batches for ever. So it lets the loop
 go round again as long as that brings more, RE_POLLS times at most: no timer, and a request alone loses a few
 microseconds. With 64 connections this doubled the batch and gave a third more requests a second. And before a
-tick of long requests, which takes its time, it always goes round: a short one may be on its way.
+tick of long requests, which takes its time, it always goes round: a short one may be on its way; and if a
+request was read meanwhile, until its job can be there.
 """
 
 from __future__ import annotations
