@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class Prometheus:
         """The replicas that are scraped, and answer."""
         active = self.get("targets", state="active")["activeTargets"]
         return {t["labels"]["replica"] for t in active if "replica" in t["labels"] and t["health"] == "up"}
+
+    def scraped_since(self, moment: datetime) -> bool:
+        """Whether all that is known of every target was asked for after this moment."""
+        active = self.get("targets", state="active")["activeTargets"]
+        return all(datetime.fromisoformat(target["lastScrape"]) > moment for target in active)
 
 
 def configured(directory: Path, url: str, own: int) -> Path:

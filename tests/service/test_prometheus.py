@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -120,6 +121,10 @@ def test_every_request_and_every_step_is_counted_once(watched: Watched) -> None:
     eventually(lambda: counted(server, told, "route", "status") == expected, 15, lambda: (
         {k: (v, expected.get(k)) for k, v in counted(server, told, "route", "status").items()}
     ))  # fmt: skip
+
+    # What one replica did for another is counted at both: neither may be from before
+    done = datetime.now(UTC)
+    eventually(lambda: server.scraped_since(done), 15)
 
     def total(name: str, by: str) -> dict[str, int]:
         return counted(server, f"sum by ({by}) ({name})", by)
