@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from service.api.messages import parse
-from service.api.schemas import MOST_REQUESTS, BulkBody, BulkItem, BulkShell, Rows, Sequence
+from service.api.schemas import MOST_REQUESTS, BulkBody, BulkItem, BulkShell, PlainItem, Rows, Sequence
 from service.api.turns import Turns
 from service.errors import CellstateError
 from service.sessions.inputs import InputReader, Steps, joined
@@ -28,6 +28,7 @@ PIECE = 3 * 1024
 
 _ROWS = TypeAdapter(Rows, config=ConfigDict(strict=True))
 _ITEMS = TypeAdapter(list[BulkItem], config=ConfigDict(strict=True))
+_PLAIN_ITEMS = TypeAdapter(Annotated[list[PlainItem], Field(fail_fast=True)])
 _GAP = rb"[ \t\r\n]{0,64}"
 _OPENING = re.compile(_GAP + rb":" + _GAP + rb"\[")
 _BETWEEN_ROWS = re.compile(rb"\]" + _GAP + rb"," + _GAP + rb"\[")
@@ -108,6 +109,27 @@ async def _steps(parts: list[bytes], reader: InputReader, turns: Turns) -> Steps
             raise ValueError
     await turns.next()
     return joined(steps)
+
+
+async def read_plain(text: bytes, turns: Turns) -> list[PlainItem] | None:
+    """The requests of a bulk body if all of them are plain ones; None if not, or if the body is not of the
+    usual form: then it is for `read_bulk`."""
+    if len(text) > LARGE:
+        await turns.next()
+    pieces = cut(text, b"requests", _BETWEEN_OBJECTS)
+    items: list[PlainItem] = []
+    try:
+        if pieces is None or BulkShell.model_validate_json(pieces.shell).requests:
+            return None
+        for part in pieces.parts:
+            if len(part) > LARGE:
+                return None
+            if len(pieces.parts) > 1:
+                await turns.next()
+            items += _PLAIN_ITEMS.validate_json(part)
+    except ValidationError:
+        return None
+    return items if len(items) <= MOST_REQUESTS else None
 
 
 async def read_bulk(

@@ -29,17 +29,23 @@ class Renderer:
 
     def __init__(self, width: int) -> None:
         self._row = "[" + ",".join(["%.9g"] * width) + "]"  # one call formats a row
+        small = f'{{"session_id":"%s","step":%d,"next_step":%d,"outputs":[{self._row}],"replayed":%s}}'
+        self._small = small.encode()
         self._rows = max(1, NUMBERS // width)
 
     def reply(self, reply: Reply) -> bytes:
         """A step reply; see the schema."""
-        if reply.options is PLAIN and len(reply.outputs) == 1:  # most of all replies: the same in one piece
-            return (
-                f'{{"session_id":"{client_id(reply.session_id)}","step":{reply.step},"next_step":{reply.next_step}'
-                f',"outputs":[{self._row % tuple(reply.outputs.tolist()[0])}]'
-                f',"replayed":{"true" if reply.replayed else "false"}}}'
-            ).encode()
-        return "".join(self.reply_parts(reply)).encode()
+        return self.small(reply) if is_small(reply) else "".join(self.reply_parts(reply)).encode()
+
+    def small(self, reply: Reply) -> bytes:
+        """The same of one that `is_small`, as most of all are, in one piece."""
+        return self._small % (
+            client_id(reply.session_id).encode(),
+            reply.step,
+            reply.next_step,
+            *reply.outputs.tolist()[0],
+            b"true" if reply.replayed else b"false",
+        )
 
     def reply_parts(self, reply: Reply) -> Iterator[str]:
         """The same in small parts. The pattern of session ids leaves nothing in them to escape."""
@@ -91,6 +97,11 @@ class Renderer:
             numbers = values[first : first + some].tolist()
             yield ("," if first else "[") + ",".join([row % tuple(each) for each in numbers])
         yield "]"
+
+
+def is_small(reply: Reply) -> bool:
+    """Whether it is of one step, and holds nothing else."""
+    return reply.options is PLAIN and len(reply.outputs) == 1
 
 
 def array(values: NDArray[np.floating]) -> Iterator[str]:

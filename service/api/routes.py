@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from model.versions import order
 from service.api.access import NOBODY, Access, Identity, rule_of
-from service.api.endpoint import ModelEndpoint, check_session_id
+from service.api.endpoint import BULK_SLICE, Begun, ModelEndpoint, check_session_id
 from service.api.messages import JSON, Request, Response, parse
 from service.api.peers import PeerAway
 from service.api.problems import BY_CODE, TABLE, Kind, from_validation, problem, without
@@ -32,12 +32,9 @@ from service.errors import CellstateError, Elsewhere, InvalidValue, Moving, NotF
 from service.sessions.counters import RequestCounters
 from service.sessions.custody import insisting
 from service.sessions.inputs import Steps
-from service.sessions.replies import PLAIN, Reply, StepCommand
+from service.sessions.replies import Reply, StepCommand
 
 SAFETENSORS = "application/vnd.safetensors"
-
-#: Requests of one bulk body that are taken up, or answered, in one go
-BULK_SLICE = 256
 
 
 @dataclass(slots=True, frozen=True)
@@ -142,13 +139,67 @@ async def bulk_step(site: Site, request: Request) -> Response:
     """Each request has its own result or error; one that fails spoils no other."""
     endpoint = site.endpoint(request.model)
     raw = await request.json_bytes()
-    futures: list[asyncio.Future[Reply] | CellstateError] = []
-    commands: list[StepCommand | None] = []
+    identity = request.identity
+    plain = await endpoint.read_plain_bulk(identity.prefix, raw)
+    commands: Sequence[StepCommand | None]
+    if plain is None:
+        commands, futures = await _begin_each(endpoint, identity, raw)
+    else:
+        commands, futures = plain, await _begin(endpoint, identity, plain)
+    results: list[bytes] = []
+    failed: dict[int, Kind] = {}  # by place
+    elsewhere: dict[str, list[int]] = {}  # places of requests for sessions of other replicas, by address
+    for place, answer in enumerate(await endpoint.answers(futures)):
+        if isinstance(answer, bytes):
+            results.append(answer)
+            continue
+        failed[place] = TABLE[type(answer)]
+        if isinstance(answer, Elsewhere):
+            elsewhere.setdefault(answer.address, []).append(place)
+            results.append(_error(answer))
+        else:
+            told = without(identity.prefix, answer)
+            results.append(_error(told))
+            site.watch.refused(told, MODEL + "/steps", request.model)
+    if elsewhere and endpoint.peers is not None and not identity.peer:
+        await asyncio.gather(
+            *(
+                _pass_on(endpoint, identity, address, places, raw, commands, results, failed)
+                for address, places in elsewhere.items()
+            )
+        )
+    if not identity.peer:  # else the replica that the client asked counts them
+        _count_items(site.counters, request.model, len(results), failed)
+    return Response(200, b'{"results":[' + b",".join(results) + b"]}")
+
+
+async def _begin(endpoint: ModelEndpoint, identity: Identity, commands: Sequence[StepCommand]) -> Begun:
+    """Takes up the requests of a bulk body."""
+    begun: Begun = []
+    step, granted = endpoint.manager.step, _granted(identity, len(commands))
+    for number, command in enumerate(commands, 1):
+        try:
+            if number > granted:
+                raise identity.too_many()
+            begun.append(step(command, pull=False))
+        except CellstateError as error:
+            begun.append(error)
+        if number % BULK_SLICE == 0:
+            await endpoint.turns.next()
+    return begun
+
+
+async def _begin_each(
+    endpoint: ModelEndpoint, identity: Identity, raw: bytes
+) -> tuple[list[StepCommand | None], Begun]:
+    """The same, of which each may ask for something else, or be wrong. Also the commands, as far as they
+    could be read. Raises what the whole body is refused for."""
     items: Sequence[tuple[Any, Steps | None]] | None = await endpoint.read_bulk(raw)
     if items is None:  # one by one, so that the good ones are found
         items = [(item, None) for item in parse(LooseBulkBody, raw).requests]
-    identity = request.identity
-    granted = 1 + identity.spend_up_to(len(items) - 1)  # the first is the request itself
+    commands: list[StepCommand | None] = []
+    begun: Begun = []
+    granted = _granted(identity, len(items))
     for number, (item, steps) in enumerate(items, 1):
         commands.append(None)
         try:
@@ -160,42 +211,17 @@ async def bulk_step(site: Site, request: Request) -> Response:
             except InvalidValue as refused:
                 command = await endpoint.bulk_command_anew(identity.prefix, body, refused)
             commands[-1] = command
-            futures.append(endpoint.manager.step(command, pull=False))
+            begun.append(endpoint.manager.step(command, pull=False))
         except CellstateError as error:
-            futures.append(error)
+            begun.append(error)
         if number % BULK_SLICE == 0:
             await endpoint.turns.next()
-    results: list[bytes] = []
-    failed: dict[int, Kind] = {}  # by place
-    elsewhere: dict[str, list[int]] = {}  # places of requests for sessions of other replicas, by address
-    for number, future in enumerate(futures, 1):
-        try:
-            if isinstance(future, CellstateError):
-                raise future
-            reply = future.result() if future.done() else await future
-            small = reply.options is PLAIN and len(reply.outputs) == 1
-            results.append(endpoint.small_answer(reply) if small else await endpoint.answer(reply))
-        except Elsewhere as error:
-            elsewhere.setdefault(error.address, []).append(number - 1)
-            failed[number - 1] = TABLE[Elsewhere]
-            results.append(_error(error))
-        except CellstateError as error:
-            failed[number - 1] = TABLE[type(error)]
-            error = without(identity.prefix, error)
-            results.append(_error(error))
-            site.watch.refused(error, MODEL + "/steps", request.model)
-        if number % BULK_SLICE == 0:
-            await endpoint.turns.next()
-    if elsewhere and endpoint.peers is not None and not identity.peer:
-        await asyncio.gather(
-            *(
-                _pass_on(endpoint, identity, address, places, raw, commands, results, failed)
-                for address, places in elsewhere.items()
-            )
-        )
-    if not identity.peer:  # else the replica that the client asked counts them
-        _count_items(site.counters, request.model, len(results), failed)
-    return Response(200, b'{"results":[' + b",".join(results) + b"]}")
+    return commands, begun
+
+
+def _granted(identity: Identity, items: int) -> int:
+    """How many requests of a bulk body the rate of its key allows: the first is the request itself."""
+    return 1 + identity.spend_up_to(items - 1)
 
 
 def _count_items(counters: RequestCounters, model: str, all_: int, failed: Mapping[int, Kind]) -> None:

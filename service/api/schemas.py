@@ -5,9 +5,10 @@ Strict: no number from a string, no whole number from 1.0, no unknown field. Num
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, RootModel
+from typing_extensions import TypedDict
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$"
 #: The same with its namespace, as replicas tell it each other
@@ -91,6 +92,17 @@ class BulkItem(StepBody):
     """One request of POST /steps."""
 
     session_id: SessionId
+
+
+class PlainItem(TypedDict):
+    """One of them as most are: steps in numbers, and no other field but the first one's number. The same
+    rules, read in two thirds of the time."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+
+    session_id: SessionId
+    inputs: Rows
+    step: NotRequired[StepNumber | None]
 
 
 class BulkBody(Body):

@@ -31,13 +31,13 @@ def job_for(ticket: Ticket, command: StepCommand, spec: ModelSpec, watcher: Watc
     if watcher is not None:
         state = None if ticket.session is None else ticket.session.state
         inputs, ticket.draft = drafted(watcher, state, command.steps.raw)
-    return Job(
-        inputs=inputs,
-        state=None if ticket.session is None else ticket.session.state,
-        rollout=None if command.options is PLAIN else _rollout(command, spec),
-        trace=command.options.gates,
-        deadline=ticket.deadline,
-        gone=ticket.future.done,
+    return Job(  # by place: by name it takes twice as long
+        inputs,
+        None if ticket.session is None else ticket.session.state,
+        None if command.options is PLAIN else _rollout(command, spec),
+        command.options.gates,
+        ticket.deadline,
+        ticket.future.done,
     )
 
 

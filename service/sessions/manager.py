@@ -33,6 +33,7 @@ from service.errors import (
 from service.sessions.actions import Actions
 from service.sessions.counters import Counters
 from service.sessions.jobs import job_for, reply_of, steps_of, watcher_of
+from service.sessions.record import encode
 from service.sessions.register import Limits, Register
 from service.sessions.replies import PLAIN, Reply, StepCommand
 from service.sessions.residence import Residence
@@ -40,7 +41,6 @@ from service.sessions.session import Session, Ticket
 from service.sessions.snapshot import Snapshot
 from service.sessions.store import Ending, Pending, StepRecord, Store, failure_of
 from service.sessions.times import add_commit, add_tick
-from service.sessions.window import Committed
 
 T = TypeVar("T")
 Finished = tuple[Ticket, Job, Reply]
@@ -358,7 +358,8 @@ class SessionManager:
             )
 
     def _accept(self, ticket: Ticket) -> None:
-        self._check_queue()
+        if self._in_flight >= self.limits.queue:
+            self._check_queue()  # raises
         self._in_flight += 1
         if ticket.command is not None and ticket.command.timeout_s is not None:
             ticket.deadline = self.engine.clock() + ticket.command.timeout_s
@@ -515,12 +516,11 @@ class SessionManager:
     def _commit(self, finished: list[Finished]) -> None:
         """The tick's requests go to the store together; each is acknowledged when they are safe."""
         started = self.engine.clock()
-        records = [
-            StepRecord(reply.session_id, Committed(ticket.command.steps.raw, reply))
-            for ticket, _, reply in finished
-            if ticket.command is not None
-        ]
+        records: list[StepRecord] = []
         try:
+            for ticket, _, reply in finished:
+                assert ticket.command is not None  # noqa: S101  only commands are finished
+                records.append((reply.session_id, encode(ticket.command.steps.raw, reply)))
             pending = self.store.commit(records)
         except Exception as error:  # noqa: BLE001  as good as a future that fails: each request must end
             pending = self._loop.create_future()
@@ -539,21 +539,22 @@ class SessionManager:
         if self.traced:
             traces = (ticket.trace for ticket, _, _ in finished)
             add_commit(traces, started, ended, "memory", 0, error is not None)
-        if error is not None:
-            self.counters.commit_failures["other"] += 1
         now = self._register.clock()
-        for (ticket, job, reply), record in zip(finished, records, strict=True):
-            session = ticket.session
-            assert session is not None  # noqa: S101  predictions are not committed
-            if error is not None:
+        if error is not None:
+            for ticket, job, _ in finished:
                 self.engine.abort(job)
                 self._release(
                     ticket, Unavailable(f"the store did not take the step: {error}", retry_after_s=1)
                 )
-                continue
+            self.counters.commit_failures["other"] += 1
+            self._engine_loop.wake()
+            return
+        for (ticket, job, reply), (_, record) in zip(finished, records, strict=True):
+            session = ticket.session
+            assert session is not None  # noqa: S101  predictions are not committed
             self.engine.commit(job)
             session.state.carry = ticket.carry
-            session.window.add(record.committed)
+            session.window.keep(record)
             session.next_step = reply.next_step
             session.used_at = now
             session.opened_by_step = False

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from service.sessions.replies import PLAIN, Options, Reply, Sampling
 
 _HEADER = struct.Struct("<IqII")
+_CHECKED = struct.Struct("<qII")  # the same without the checksum
 _LENGTH = struct.Struct("<I")
 _CRC, _BODY = 4, _HEADER.size
 FULL = 0xFFFFFFFF
@@ -36,8 +37,8 @@ def encode(raw: bytes, reply: Reply) -> bytes:
     count = reply.next_step - reply.step
     char = outputs.dtype.char
     if (reply.options is PLAIN or reply.options == PLAIN) and char in "fd":
-        body = _HEADER.pack(0, reply.step, count, 2 * outputs.shape[1] + (char == "d"))[_CRC:]
-        body += outputs.tobytes() + raw
+        head = _CHECKED.pack(reply.step, count, 2 * outputs.shape[1] + (char == "d"))
+        body = head + outputs.tobytes() + raw
     else:
         arrays = {"outputs": outputs, "forecast": reply.forecast, "gates": reply.gates, "state": reply.state}
         arrays |= {QUANTILE + level: values for level, values in (reply.quantiles or {}).items()}
@@ -49,7 +50,7 @@ def encode(raw: bytes, reply: Reply) -> bytes:
             "raw": len(raw),
         }
         text = json.dumps(about, separators=(",", ":")).encode()
-        parts = [_HEADER.pack(0, reply.step, count, FULL)[_CRC:], _LENGTH.pack(len(text)), text]
+        parts = [_CHECKED.pack(reply.step, count, FULL), _LENGTH.pack(len(text)), text]
         body = b"".join([*parts, *(a.tobytes() for a in kept.values()), raw])
     return _LENGTH.pack(zlib.crc32(body)) + body
 

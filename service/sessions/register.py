@@ -85,7 +85,10 @@ class Register:
     def get(self, session_id: str) -> Session | None:
         """The live session of that id. One whose time has run out ends here, if not before."""
         session = self._sessions.get(session_id)
-        if session is not None and session.at_rest and self.clock() >= session.expires_at:
+        # `at_rest` and `expires_at` spelt out: every step asks
+        if session is None or session.current is not None or session.waiting is not None:
+            return session
+        if self.clock() >= session.used_at + session.ttl_s:
             self.remove(session, Ending.EXPIRED)
             return None
         return session

@@ -25,7 +25,7 @@ class Life(enum.Enum):
     ENDED = "ended"
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Ticket:
     """One accepted request; its future is set exactly once.
 
@@ -38,13 +38,16 @@ class Ticket:
     action: Callable[[Any, Session], Any] | None = None  # of the manager that has the session then
     reads: bool = False  # the action needs the session's state at hand
     session: Session | None = None
-    job: Job | None = None
     busy: bool = False  # something is awaited for it: the session's arrival, or an action that takes time
-    deadline: float = float("inf")
-    timer: asyncio.TimerHandle | None = None
-    trace: Trace | None = None  # of the request, if it is traced
-    draft: Draft | None = None  # of a watch model's request whose job runs
-    carry: NDArray[np.float64] | None = None  # the session's when this is committed; None: it has none
+
+    # Without slots and outside of __init__ these stay with the class until they change: every request has one
+    job: Job | None = field(default=None, init=False)
+    deadline: float = field(default=float("inf"), init=False)
+    timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    trace: Trace | None = field(default=None, init=False)  # of the request, if it is traced
+    draft: Draft | None = field(default=None, init=False)  # of a watch model's request whose job runs
+    #: the session's when this is committed; None: it has none
+    carry: NDArray[np.float64] | None = field(default=None, init=False)
 
     def settle(self, result: Any = None, error: BaseException | None = None) -> None:
         """Answers, unless nobody waits any more."""

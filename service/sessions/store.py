@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,10 +17,11 @@ from numpy.typing import NDArray
 
 from service.engine.blocks import Blocks
 from service.sessions.stores.protocol import Ending
-from service.sessions.window import Committed
 
 Pending = asyncio.Future[None] | None
 States = NDArray[np.float32]
+#: A session's id, and a committed request of it as `record.encode` writes it
+StepRecord = tuple[str, bytes]
 
 __all__ = ["Ending", "MemoryStore", "Pending", "StepRecord", "Store", "failure_of"]
 
@@ -29,14 +29,6 @@ __all__ = ["Ending", "MemoryStore", "Pending", "StepRecord", "Store", "failure_o
 def failure_of(done: asyncio.Future[Any]) -> BaseException | None:
     """Why a future that is done failed; None if it did not."""
     return asyncio.CancelledError("cancelled") if done.cancelled() else done.exception()
-
-
-@dataclass(slots=True)  # frozen would double the cost of making one
-class StepRecord:
-    """One committed request of one session, to be kept with others in one group commit."""
-
-    session_id: str
-    committed: Committed
 
 
 class Store(Protocol):

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from model.config import Architecture, ModelSpec, Signal
 from service.api.messages import parse
-from service.api.pieces import LARGE, PIECE, read_bulk, read_sequence
+from service.api.pieces import LARGE, PIECE, read_bulk, read_plain, read_sequence
 from service.api.render import PIECE as WRITTEN
 from service.api.render import Renderer, joined
 from service.api.schemas import BulkBody, StepBody
@@ -159,6 +159,63 @@ async def test_a_bulk_body_with_a_wrong_request_or_too_many_is_left_to_be_read_o
         make_bulk(2500, 1)[:-1] + ',"more":1}',
     ):
         assert await read_bulk(text.encode(), READER, Turns()) is None
+
+
+PLAIN_BODIES = {
+    "usual": make_bulk(*(1,) * 500),
+    "one": make_bulk(1),
+    "numbered": json.dumps(
+        {"requests": [{"step": n, "session_id": f"s{n}", "inputs": [[n, -0.5e-3]]} for n in range(40)]}
+    ),
+    "not numbered": '{"requests":[{"session_id":"a","inputs":[[1,2]],"step":null}]}',
+    "twice": '{"requests":[{"session_id":"a","inputs":[[1,2]],"inputs":[[3,4]],"session_id":"b"}]}',
+}
+
+
+@pytest.mark.parametrize("text", PLAIN_BODIES.values(), ids=PLAIN_BODIES)
+async def test_a_plain_bulk_body_is_read_as_one_of_any_kind(text: str) -> None:
+    items = await read_plain(text.encode(), Turns())
+    expected = BulkBody.model_validate_json(text).requests
+    assert items == [{name: getattr(item, name) for name in item.model_fields_set} for item in expected]
+
+
+@given(
+    at=st.integers(0, 3_000),
+    length=st.integers(0, 3),
+    other=st.sampled_from([*'[]{},:"\\ 1e-.', '"text":"a",', "null", "true", "NaN", "1e999", "00"]),
+)
+def test_a_plain_bulk_body_with_any_slip_is_refused_or_read_as_one_of_any_kind(
+    at: int, length: int, other: str
+) -> None:
+    text = PLAIN_BODIES["numbered"]
+    at %= len(text)
+    text = text[:at] + other + text[at + length :]
+    items = asyncio.run(read_plain(text.encode(), Turns()))
+    if items is not None:
+        expected = BulkBody.model_validate_json(text).requests
+        assert [(i["session_id"], i["inputs"], i.get("step")) for i in items] == [
+            (item.session_id, item.inputs, item.step) for item in expected
+        ]
+        assert all(item.model_fields_set <= {"session_id", "inputs", "step"} for item in expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        make_bulk(1, 1).replace('"inputs"', '"horizon":2,"inputs"', 1),
+        make_bulk(1, 1)[:-3] + ',"return":["state"]}]}',
+        make_bulk(1, 1).replace('"s1"', '"?"'),
+        make_bulk(1, 1).replace('"inputs"', '"step":-1,"inputs"', 1),
+        make_bulk(1, 1).replace('"inputs"', '"step":1.0,"inputs"', 1),
+        make_bulk(2500, 1),
+        json.dumps({"requests": []}),
+        json.dumps({"requests": [{"session_id": "a", "text": "a"}]}),
+        json.dumps({"requests": [{"session_id": "a", "inputs": [[1, 2]]}] * 10_001}),
+        json.dumps({"requests": [{"session_id": "a", "inputs": [[1, 2]]}], "more": 1}),
+    ],
+)
+async def test_a_bulk_body_that_is_not_plain_is_left_to_those_who_can_read_it(text: str) -> None:
+    assert not await read_plain(text.encode(), Turns())
 
 
 # Replies

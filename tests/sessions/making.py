@@ -15,6 +15,7 @@ from model.config import ModelSpec
 from service.engine.engine import Engine
 from service.sessions.inputs import InputReader, Steps
 from service.sessions.manager import SessionManager
+from service.sessions.record import span
 from service.sessions.register import Limits
 from service.sessions.replies import PLAIN, Options, Reply, StepCommand
 from service.sessions.store import Ending, MemoryStore, Pending, StepRecord, Store
@@ -103,8 +104,7 @@ class JournalStore(MemoryStore):
 
     def steps(self, session_id: str) -> list[tuple[int, int]]:
         """First and next step of each committed request of a session, in order."""
-        replies = [r.committed.reply for r in self.journal if r.session_id == session_id]
-        return [(reply.step, reply.next_step) for reply in replies]
+        return [span(record) for name, record in self.journal if name == session_id]
 
 
 class RaisingStore(MemoryStore):
