@@ -30,7 +30,7 @@ from service.errors import NoCapacity, Unavailable
 SWEEP_S = 5.0
 #: Refusals in HOLD_S seconds that are answered at once; more are answered all together when it is over
 AT_ONCE = 64
-HOLD_S = 0.5
+HOLD_S = 1.0
 _TOO_MANY = NoCapacity("as many requests are here as may be; nothing was executed", retry_after_s=1)
 _TOO_SLOW = b'{"type":"/docs#timeout","title":"The request is too slow","status":408,'
 _TOO_SLOW += b'"detail":"the request did not arrive in time","code":"timeout"}'
