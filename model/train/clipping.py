@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:  # the command's flags are made of KINDS, and its --help shoul
     from torch import Tensor, nn
 
 KINDS = ("norm", "value", "adaptive", "none")
+#: Of the training on a task, which remembers the norms of its newest updates
+TASK_KINDS = (*KINDS, "median")
+REMEMBERED = 200
 #: Below it the norm of a unit's weights counts as this: a unit whose weights are zero could not learn else.
 LEAST_NORM = 1e-3
 
@@ -41,6 +45,29 @@ def clip(parameters: Iterable[nn.Parameter], by: str, limit: float) -> bool:
             if parameter.grad is not None:
                 most = limit * _norm(parameter.detach()).clamp(min=LEAST_NORM)
                 parameter.grad.mul_((most / _norm(parameter.grad).clamp(min=1e-12)).clamp(max=1))
+    return True
+
+
+def clip_to_median(parameters: Iterable[nn.Parameter], limit: float, recent: list[float]) -> bool:
+    """Clips all gradients together, in place, to the median of the newest norms, and to `limit` (after
+    Seetharaman et al. 2020). recent: these norms, each `limit` at most; it takes in the new one.
+
+    Over thousands of steps the gradient of one sequence in hundreds may be a million times as large as
+    others, and says nothing but that. Clipped to a limit that others stay far below, it would still be the
+    largest of all. False as `clip`.
+    """
+    from torch.nn import utils
+
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = utils.get_total_norm(gradients).item()
+    if not math.isfinite(norm):
+        return False
+    recent.append(min(norm, limit))
+    del recent[:-REMEMBERED]
+    most = statistics.median(recent)
+    if norm > most:
+        for gradient in gradients:
+            gradient.mul_(most / norm)
     return True
 
 

@@ -24,7 +24,7 @@ from model.tasks.catalogue import make
 from model.tasks.measuring import SIDE_BY_SIDE
 from model.tasks.task import Batch, Task
 from model.train import checkpoint, schedules
-from model.train.clipping import check_finite, clip
+from model.train.clipping import check_finite, clip, clip_to_median
 from model.train.plain import PlainNetwork
 from model.train.report import Report
 from model.train.task_options import TaskOptions
@@ -60,6 +60,7 @@ class Progress:
     checks: int = 0
     # of the newest sequences the share of wrong answers, by the weights that are kept
     recent: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)  # of the newest gradients, if they are clipped by these
     passed: list[dict[str, float]] = field(default_factory=list)  # lengths that are done: when
     history: list[dict[str, float]] = field(default_factory=list)
     drops: schedules.Drops = field(default_factory=schedules.Drops)
@@ -145,7 +146,10 @@ class Solver:
         value = loss.item()
         check_finite(value, p.update)
         loss.backward()  # type: ignore[no-untyped-call]
-        usable = clip(self.network.parameters(), o.clip_by, o.clip)
+        if o.clip_by == "median":
+            usable = clip_to_median(self.network.parameters(), o.clip, p.norms)
+        else:
+            usable = clip(self.network.parameters(), o.clip_by, o.clip)
         rise = min(1.0, (p.update - p.began + 1) / o.warmup) if o.warmup else 1.0
         rise *= (self.tasks[0].length / self.task.length) ** o.fade
         done = p.sequences / o.sequences

@@ -41,7 +41,7 @@ class TaskOptions:
     )
     final_rate: float = option(0.02, "least share of the learning rate", most=1)
     clip: float = option(1.0, "largest norm of a gradient, or what --clip-by makes of it", least=1e-9)
-    clip_by: str = choice("norm", clipping.KINDS, "how gradients are clipped")
+    clip_by: str = choice("norm", clipping.TASK_KINDS, "how gradients are clipped")
     average: float = option(
         0.98, "decay of the running mean of the weights that is kept; 0: none", most=0.9999
     )

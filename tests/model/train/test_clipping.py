@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.train.clipping import KINDS, clip
+from model.train.clipping import KINDS, REMEMBERED, clip, clip_to_median
 
 
 def make_parameters() -> list[nn.Parameter]:
@@ -64,3 +64,34 @@ def test_a_gradient_that_is_no_number_is_not_to_be_followed() -> None:
     assert parameters[0].grad is not None
     parameters[0].grad[0, 0] = torch.inf
     assert not clip(parameters, "norm", 1.0)
+
+
+def test_by_the_median_one_gradient_among_many_is_no_larger_than_they() -> None:
+    recent: list[float] = []
+    for norm in (0.1, 0.3, 0.2, 1e15):
+        parameter = nn.Parameter(torch.zeros(2))
+        parameter.grad = torch.tensor([0.6, 0.8]) * norm
+        assert clip_to_median([parameter], 1.0, recent)
+    assert recent == pytest.approx([0.1, 0.3, 0.2, 1.0])  # what is remembered of it is the limit
+    assert torch.allclose(parameter.grad, torch.tensor([0.6, 0.8]) * 0.25)  # type: ignore[arg-type]
+
+
+def test_the_median_is_of_the_newest_and_a_gradient_below_it_stays_as_it_is() -> None:
+    recent = [0.5] * (3 * REMEMBERED)
+    matrix, vector = make_parameters()
+    before = matrix.grad.clone()  # type: ignore[union-attr]
+    assert clip_to_median([matrix, vector], 100.0, recent)
+    assert len(recent) == REMEMBERED
+    assert torch.allclose(matrix.grad, before * (0.5 / recent[-1]))  # type: ignore[arg-type]
+    for parameter in (matrix, vector):
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    assert clip_to_median([matrix, vector], 100.0, recent)
+    assert torch.equal(matrix.grad, torch.full((2, 2), 1e-3))  # type: ignore[arg-type]
+
+
+def test_by_the_median_a_gradient_that_is_no_number_is_not_followed_and_not_remembered() -> None:
+    matrix, vector = make_parameters()
+    matrix.grad[0, 0] = float("inf")  # type: ignore[index]
+    recent = [0.5]
+    assert not clip_to_median([matrix, vector], 1.0, recent)
+    assert recent == [0.5]
