@@ -118,8 +118,8 @@ class InputReader:
             normalised = self._scaler.normalise(raw)
         if normalised.max() > self._most or normalised.min() < -self._most:
             return None
-        prepared = normalised.astype(np.float32)[:, None]
-        return [Steps(row, numbers.tobytes(), self.spec) for row, numbers in zip(prepared, raw, strict=True)]
+        prepared, all_, size = normalised.astype(np.float32)[:, None], raw.tobytes(), self.step_bytes
+        return [Steps(row, all_[n * size : (n + 1) * size], self.spec) for n, row in enumerate(prepared)]
 
     def prepared(self, raw: bytes) -> Prepared:
         """Steps that were read before, from their raw form. Raises ValueError for those of another width."""
