@@ -50,6 +50,7 @@ class Row:
     served: float
     own: float
     needed: float
+    unlike: int  # sequences of which not as much is right, served, as the network itself has right here
 
     @property
     def good(self) -> bool:
@@ -60,14 +61,14 @@ class Row:
         return (
             f"{self.name:22}{self.precision:>10}{self.sequences:>10}{self.steps:>11,}"
             f"{self.steps / self.seconds:>9,.0f}{self.difference:>12.1e}"
-            f"{self.rounding:>10.1e}{self.served:>10.2%}{self.own:>10.2%}"
+            f"{self.rounding:>10.1e}{self.served:>10.2%}{self.own:>10.2%}{self.unlike:>8}"
             f"  {'ok' if self.good else 'NOT OK'}"
         )
 
 
 HEAD = (
     f"{'model':22}{'precision':>10}{'sequences':>10}{'messages':>11}{'a second':>9}{'difference':>12}"
-    f"{'rounding':>10}{'served':>10}{'own':>10}"
+    f"{'rounding':>10}{'served':>10}{'own':>10}{'unlike':>8}"
 )
 
 
@@ -137,7 +138,8 @@ def compare(url: str, bundle: Bundle, trial: Trial, precision: str, sequences: i
     differences = (difference / max(1.0, largest), rounding / max(1.0, largest))
     shares = (1 - sum(served_wrong) / count, 1 - sum(own_wrong) / count)
     needed = 1 - task.criterion.tested_wrong
-    return Row(bundle.name, precision, count, messages, seconds, *differences, *shares, needed)
+    unlike = sum(a != b for a, b in zip(served_wrong, own_wrong, strict=True))
+    return Row(bundle.name, precision, count, messages, seconds, *differences, *shares, needed, unlike)
 
 
 def measure(args: argparse.Namespace, say: Callable[[str], None]) -> list[Row]:
