@@ -26,6 +26,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "fade": 0.25,
         "final_rate": 0.25,
         "chrono": 1000,
+        "clip_by": "median",
     },
 }
 
