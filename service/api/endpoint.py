@@ -98,7 +98,7 @@ class ModelEndpoint:
 
     async def read_plain_bulk(self, prefix: str, text: bytes) -> list[StepCommand] | None:
         """The requests of a body of /steps as commands, if each asks for one step in numbers and nothing
-        else, and all are right: most bodies, in half the time. None if not. prefix: of their names."""
+        else, and all are right, as in most bodies; None if not. prefix: of the sessions' names."""
         if self.reader.takes_text:
             return None
         items = await read_plain(text, self.turns)
@@ -134,10 +134,9 @@ class ModelEndpoint:
         """The replies of many requests as JSON, in turns with everything else; or why one has none."""
         found: list[bytes | CellstateError] = []
         for number, future in enumerate(futures, 1):
-            if isinstance(future, CellstateError):
-                found.append(future)
-                continue
             try:
+                if isinstance(future, CellstateError):
+                    raise future
                 reply = future.result() if future.done() else await future
                 small = is_small(reply)
                 found.append(self._renderer(reply).small(reply) if small else await self.answer(reply))

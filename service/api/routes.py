@@ -161,6 +161,8 @@ async def bulk_step(site: Site, request: Request) -> Response:
             told = without(identity.prefix, answer)
             results.append(_error(told))
             site.watch.refused(told, MODEL + "/steps", request.model)
+        if len(failed) % BULK_SLICE == 0:
+            await endpoint.turns.next()
     if elsewhere and endpoint.peers is not None and not identity.peer:
         await asyncio.gather(
             *(
