@@ -358,8 +358,7 @@ class SessionManager:
             )
 
     def _accept(self, ticket: Ticket) -> None:
-        if self._in_flight >= self.limits.queue:
-            self._check_queue()  # raises
+        self._check_queue()
         self._in_flight += 1
         if ticket.command is not None and ticket.command.timeout_s is not None:
             ticket.deadline = self.engine.clock() + ticket.command.timeout_s
