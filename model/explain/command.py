@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,20 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     command.set_defaults(func=guarded(run))
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """The steps of one sequence are products too small to be shared: a second thread gains nothing, and where
+    something else has the cores the two wait for each other at each (216 s in place of 5 were seen)."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def run(args: argparse.Namespace) -> int:
     """Makes the page. Raises ExplainError, BundleError, DataError."""
     try:
@@ -47,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.out.absolute().parent.is_dir() or args.out.is_dir():
         raise ExplainError(f"{args.out}: not a file in a directory that exists")
-    story = tell(bundles.load(args.bundle), args.data, lambda line: print(line, file=sys.stderr, flush=True))
+    with one_thread():
+        story = tell(bundles.load(args.bundle), args.data, lambda line: print(line, file=sys.stderr, flush=True))
     text = page(story).encode("utf-8")
     try:
         write_whole(args.out, text)

@@ -254,3 +254,33 @@ async def test_a_request_that_does_not_come_loses_its_connection() -> None:
             if well is done:
                 done.send(GET)
             assert (await well.answer())[0] == 200
+
+
+async def test_a_connection_that_rests_too_long_is_closed_and_one_that_works_is_not() -> None:
+    clock = asyncio.get_running_loop().time
+    async with place(max_requests=2) as here:
+        resting, refused, *busy = [await here.client() for _ in range(4)]
+        for client in busy:
+            client.send(POST)
+        await here.app.holds(2)
+        kept_s = here.connections[0].timeout_keep_alive
+        begun = clock()
+        for client in (resting, refused):
+            client.send(GET)
+            assert (await client.answer())[0] == 200
+        for connection in here.connections:
+            connection.end_if_stuck(begun + kept_s - 1)
+        for client in (resting, refused):
+            client.send(GET)
+            assert (await client.answer())[0] == 200
+        answered = clock()
+        await asyncio.sleep(1.1)
+        refused.send(POST)  # what is refused is heard of all the same
+        assert (await refused.answer())[0] == 429
+        for connection in here.connections:
+            connection.end_if_stuck(answered + kept_s + 1)
+        assert await resting.reader.read() == b""
+        refused.send(POST)
+        assert (await refused.answer())[0] == 429
+        here.app.go_on.set()
+        assert [(await client.answer())[0] for client in busy] == [200, 200]
