@@ -129,9 +129,10 @@ class Generator:
             caller.socket.close()
         self._epoll.close()
 
-    def closed_loop(self, seconds: float, connections: int) -> Outcome:
-        """So many connections send their next request when they have the answer to the one before."""
-        return self._run(seconds, _Forever(), connections)
+    def closed_loop(self, seconds: float, connections: int, in_flight: int | None = None) -> Outcome:
+        """So many connections send their next request when they have the answer to the one before; with
+        in_flight they take turns, so many of them at a time."""
+        return self._run(seconds, _Forever(), connections, in_flight)
 
     def open_loop(self, seconds: float, rate: float) -> Outcome:
         """Requests due by a Poisson process of that rate, on whichever connection is free."""
@@ -143,11 +144,13 @@ class Generator:
             at += draw(rate)
             yield at
 
-    def _run(self, seconds: float, arrivals: Iterator[float], connections: int) -> Outcome:
+    def _run(
+        self, seconds: float, arrivals: Iterator[float], connections: int, in_flight: int | None = None
+    ) -> Outcome:
         out = Outcome(seconds)
         clock, cpu = time.perf_counter, time.process_time()
         idle = deque(list(self._callers.values())[:connections])
-        busy = 0
+        busy, most = 0, in_flight or connections
         waiting: deque[float] = deque()  # due, and no connection was free
         start = clock()
         end, closed = start + seconds, isinstance(arrivals, _Forever)
@@ -157,7 +160,7 @@ class Generator:
             if now >= end and (not busy or now >= end + PATIENCE_S):
                 break
             if closed:
-                while idle and now < end:
+                while idle and busy < most and now < end:
                     busy += self._send(idle.popleft(), now, out)
             else:
                 while due <= now and due < end:

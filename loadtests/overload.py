@@ -1,9 +1,10 @@
 """Measures a service that is asked for several times what it can do: `python -m loadtests.overload`.
 
-For each way in: the peak (most answers a second that any number of connections gets), the latency at a fifth
-of it, then requests due at `--factor` times the peak for `--seconds`, whatever the answers, and the latency
-at a fifth of the peak again, `--rest` seconds later. Latency counts from when a request was due. Starts a
-service for each, and sends to this machine only.
+For each way in: the peak, which is the most answers a second that the same connections and sessions get, some
+of them at a time; what few of them get alone, which is more, as what is used again soon is still in the
+processor's caches; the latency at a fifth of the peak; then requests due at `--factor` times what few get,
+for `--seconds`, whatever the answers; and the latency at a fifth of the peak again, `--rest` seconds later.
+Latency counts from when a request was due. Starts a service for each, and sends to this machine only.
 """
 
 from __future__ import annotations
@@ -43,21 +44,23 @@ HELD = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One way to ask. steps: of a request. connections: that are tried for the peak."""
+    """One way to ask. steps: of a request. in_flight: at a time, that are tried for the peak."""
 
     name: str
     model: str
     direct: bool
     body: str
     steps: int
-    connections: tuple[int, ...]
+    in_flight: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What came of a subject. memory: of the replica's process, before, at half the time, after, in MiB."""
+    """What came of a subject. few: answers a second to few connections. memory: of the replica's process,
+    before, at half the time, after, in MiB."""
 
     name: str
+    few: float
     peak: float
     over: Outcome
     before: Outcome
@@ -166,22 +169,24 @@ def measure(subject: Subject, url: str, args: argparse.Namespace) -> Row:
     generator = Generator(make, args.connections)
     try:
         print(f"{subject.name}: looking for the peak", file=sys.stderr)
-        generator.closed_loop(LOOK_S, subject.connections[0])  # warms
-        peak = max(generator.closed_loop(LOOK_S, count).rate for count in subject.connections)
+        generator.closed_loop(LOOK_S, subject.in_flight[0])  # warms
+        few = max(generator.closed_loop(LOOK_S, count).rate for count in subject.in_flight)
+        peak = max(generator.closed_loop(LOOK_S, args.connections, count).rate for count in subject.in_flight)
         if not peak:
             raise Failed(f"{subject.name}: nothing is answered")
+        offered = args.factor * max(few, peak)
         before = generator.open_loop(LOOK_S, CALM * peak)
         fresh = _memory(direct)
-        print(f"{subject.name}: {args.factor * peak:,.0f} requests/s for {args.seconds:g} s", file=sys.stderr)
+        print(f"{subject.name}: {offered:,.0f} requests/s for {args.seconds:g} s", file=sys.stderr)
         with ThreadPoolExecutor(1) as other:
             half = other.submit(_later, args.seconds / 2, direct)
-            over = generator.open_loop(args.seconds, args.factor * peak)
+            over = generator.open_loop(args.seconds, offered)
             memory = (fresh, half.result(), _memory(direct))
         time.sleep(args.rest)
         after = generator.open_loop(LOOK_S, CALM * peak)
     finally:
         generator.close()
-    return Row(subject.name, peak, over, before, after, memory)
+    return Row(subject.name, few, peak, over, before, after, memory)
 
 
 def _direct(url: str, model: str) -> str:
@@ -206,7 +211,7 @@ def _memory(url: str) -> float:
 
 
 HEAD = (
-    f"{'way':<24}{'peak/s':>9}{'offered/s':>11}{'answered/s':>12}{'of peak':>9}{'429':>7}"
+    f"{'way':<24}{'few/s':>9}{'peak/s':>9}{'offered/s':>11}{'answered/s':>12}{'of peak':>9}{'429':>7}"
     f"{'p50 ms':>9}{'p99 ms':>9}{'429 p50':>9}{'429 p99':>9}{'unsent':>8}"
     f"{'p99 before':>12}{'after':>8}{'MiB before':>12}{'half':>8}{'after':>8}"
 )
@@ -216,7 +221,7 @@ def line(row: Row) -> str:
     over = row.over
     refused = len(over.refused) / max(1, over.answered)
     return (
-        f"{row.name:<24}{row.peak:>9,.0f}{over.offered:>11,.0f}{over.rate:>12,.0f}{row.share:>9.0%}"
+        f"{row.name:<24}{row.few:>9,.0f}{row.peak:>9,.0f}{over.offered:>11,.0f}{over.rate:>12,.0f}{row.share:>9.0%}"
         f"{refused:>7.0%}{quantile(over.accepted, 0.5):>9.1f}{quantile(over.accepted, 0.99):>9.1f}"
         f"{quantile(over.refused, 0.5):>9.1f}{quantile(over.refused, 0.99):>9.1f}{over.unsent:>8,}"
         f"{quantile(row.before.accepted, 0.99):>12.2f}{quantile(row.after.accepted, 0.99):>8.2f}"
@@ -226,7 +231,9 @@ def line(row: Row) -> str:
 
 def show(rows: list[Row], args: argparse.Namespace) -> None:
     """Prints the table and what it was measured on."""
-    print(f"\n{args.factor:g} times the peak for {args.seconds:g} s; store {args.store}\n\n{HEAD}")
+    print(
+        f"\n{args.factor:g} times what few connections get, for {args.seconds:g} s; store {args.store}\n\n{HEAD}"
+    )
     for row in rows:
         print(line(row))
     packages = ", ".join(f"{name} {version(name)}" for name in ("cellstate", "torch", "ray", "uvicorn"))
