@@ -231,9 +231,8 @@ def line(row: Row) -> str:
 
 def show(rows: list[Row], args: argparse.Namespace) -> None:
     """Prints the table and what it was measured on."""
-    print(
-        f"\n{args.factor:g} times what few connections get, for {args.seconds:g} s; store {args.store}\n\n{HEAD}"
-    )
+    asked = f"{args.factor:g} times what few connections get, for {args.seconds:g} s"
+    print(f"\n{asked}; store {args.store}\n\n{HEAD}")
     for row in rows:
         print(line(row))
     packages = ", ".join(f"{name} {version(name)}" for name in ("cellstate", "torch", "ray", "uvicorn"))
