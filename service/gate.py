@@ -119,7 +119,7 @@ class StreamProtocol(WebSocketsSansIOProtocol):
 
 
 class _Rest:
-    """Stands where uvicorn keeps the timer of a connection that rests. A timer for each response is 2 us and
+    """Stands where uvicorn keeps the timer of a connection that rests. A timer for each response is 0.7 us and
     a place in a heap of all connections; the look at them all that is taken anyway does as well."""
 
     def cancel(self) -> None:
