@@ -96,7 +96,7 @@ class Story:
         async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
             told = [(await http.get(f"{node.url}/v1/models")).json()["models"] for node in self.cluster.nodes]
             names = {tuple(model["name"] for model in models) for models in told}
-            self._check(names == {(MODEL, OTHER)}, f"every door lists the same models: {names}")
+            self._check(names == {_served()}, f"every door lists the same models: {names}")
             opened = [
                 (await http.post(f"{self.cluster.head.url}/v1/models/{MODEL}/sessions", json={})).json()
                 for _ in range(12)
@@ -105,7 +105,7 @@ class Story:
             workers = {worker.machine.address for worker in self.cluster.workers}
             self._check(set(hosts) <= workers, f"direct addresses are the workers' own: {dict(hosts)}")
             # The other model may be starting still.
-            wanted, scraped = (len(yaml.safe_load(SERVE.read_text())["applications"]) - 1) * len(workers), ""
+            wanted, scraped = len(_served()) * len(workers), ""
             for _ in range(60):
                 scraped = (await http.get(f"{self.cluster.head.url}/metrics")).text
                 if len(_running(scraped)) == wanted:
@@ -319,6 +319,12 @@ class Story:
 
     def _say(self, line: str) -> None:
         print(f"{time.monotonic() - self._began:6.1f} s  {line}", flush=True)
+
+
+def _served() -> tuple[str, ...]:
+    """The models of serve.yaml, in the order the service lists them."""
+    applications = yaml.safe_load(SERVE.read_text())["applications"]
+    return tuple(sorted(a["args"]["model"] for a in applications if "model" in a["args"]))
 
 
 def _running(scraped: str) -> set[str]:
