@@ -30,12 +30,15 @@ SAMPLE = 16
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run saw. Latencies in seconds, from when the request was due; `seconds`: how long requests were
-    due. unsent: due, and never sent, as no connection was free. broken: connections that ended."""
+    """What a run saw. Latencies in seconds, from when the request was due, and of those in served and told
+    from when it was sent; `seconds`: how long requests were due. unsent: due, and never sent, as no
+    connection was free. broken: connections that ended."""
 
     seconds: float
     accepted: array[float] = field(default_factory=lambda: array("d"))
     refused: array[float] = field(default_factory=lambda: array("d"))
+    served: array[float] = field(default_factory=lambda: array("d"))  # the accepted ones
+    told: array[float] = field(default_factory=lambda: array("d"))  # the refused ones
     others: Counter[str] = field(default_factory=Counter)  # answers that are neither, by status
     retry_after: Counter[str] = field(default_factory=Counter)  # of a sample of the refusals
     unsent: int = 0
@@ -66,7 +69,7 @@ def quantile(values: Sequence[float], q: float) -> float:
 class Caller:
     """One connection and its session: sends the session's next step, and the same again after a refusal."""
 
-    __slots__ = ("buffer", "due", "pull", "push", "socket", "step", "steps", "template")
+    __slots__ = ("buffer", "due", "pull", "push", "sent", "socket", "step", "steps", "template")
 
     def __init__(self, url: str, path: str, body: str, steps: int) -> None:
         """body: of a request without its braces and its step. steps: that it takes."""
@@ -82,7 +85,7 @@ class Caller:
             f"content-length: {len((whole % 0).encode())}\r\n\r\n"
         )
         self.template = (head.replace("%", "%%") + whole).encode()
-        self.step, self.steps, self.due = 0, steps, 0.0
+        self.step, self.steps, self.due, self.sent = 0, steps, 0.0, 0.0
         self.buffer = b""
 
     def read(self) -> bytes | None:
@@ -183,7 +186,7 @@ class Generator:
                 if answer is None:
                     continue
                 busy -= 1
-                self._note(caller, answer, clock() - caller.due, out)
+                self._note(caller, answer, clock(), out)
                 caller.due = 0.0
                 idle.append(caller)
         out.unsent, out.unanswered = len(waiting), busy
@@ -194,20 +197,22 @@ class Generator:
         return out
 
     def _send(self, caller: Caller, due: float, out: Outcome) -> int:
-        caller.due = due
+        caller.due, caller.sent = due, time.perf_counter()
         try:
             caller.push(caller.template % caller.step)
         except OSError:
             pass  # that it ended is found when it is read
         return 1
 
-    def _note(self, caller: Caller, answer: bytes, latency: float, out: Outcome) -> None:
+    def _note(self, caller: Caller, answer: bytes, now: float, out: Outcome) -> None:
         status = answer[9:12]
         if status == OK:
-            out.accepted.append(latency)
+            out.accepted.append(now - caller.due)
+            out.served.append(now - caller.sent)
             caller.step += caller.steps
         elif status == REFUSED:
-            out.refused.append(latency)
+            out.refused.append(now - caller.due)
+            out.told.append(now - caller.sent)
             if len(out.refused) % SAMPLE == 1:
                 found = answer.lower().partition(b"\r\nretry-after:")[2].partition(b"\r\n")[0]
                 out.retry_after[found.decode().strip() or "none"] += 1

@@ -4,7 +4,9 @@ For each way in: the peak, which is the most answers a second that the same conn
 of them at a time; what few of them get alone, which is more, as what is used again soon is still in the
 processor's caches; the latency at a fifth of the peak; then requests due at `--factor` times what few get,
 for `--seconds`, whatever the answers; and the latency at a fifth of the peak again, `--rest` seconds later.
-Latency counts from when a request was due. Starts a service for each, and sends to this machine only.
+Latency counts from when a request was due; "sent p99", and the 429 behind it, from when it was sent, which is
+what the service has to do with it when the generator has no connection left. Starts a service for each, and
+sends to this machine only.
 """
 
 from __future__ import annotations
@@ -212,7 +214,7 @@ def _memory(url: str) -> float:
 
 HEAD = (
     f"{'way':<24}{'few/s':>9}{'peak/s':>9}{'offered/s':>11}{'answered/s':>12}{'of peak':>9}{'429':>7}"
-    f"{'p50 ms':>9}{'p99 ms':>9}{'429 p50':>9}{'429 p99':>9}{'unsent':>8}"
+    f"{'p50 ms':>9}{'p99 ms':>9}{'429 p50':>9}{'429 p99':>9}{'unsent':>11}{'sent p99':>10}{'429 p99':>9}"
     f"{'p99 before':>12}{'after':>8}{'MiB before':>12}{'half':>8}{'after':>8}"
 )
 
@@ -223,7 +225,8 @@ def line(row: Row) -> str:
     return (
         f"{row.name:<24}{row.few:>9,.0f}{row.peak:>9,.0f}{over.offered:>11,.0f}{over.rate:>12,.0f}{row.share:>9.0%}"
         f"{refused:>7.0%}{quantile(over.accepted, 0.5):>9.1f}{quantile(over.accepted, 0.99):>9.1f}"
-        f"{quantile(over.refused, 0.5):>9.1f}{quantile(over.refused, 0.99):>9.1f}{over.unsent:>8,}"
+        f"{quantile(over.refused, 0.5):>9.1f}{quantile(over.refused, 0.99):>9.1f}{over.unsent:>11,}"
+        f"{quantile(over.served, 0.99):>10.1f}{quantile(over.told, 0.99):>9.1f}"
         f"{quantile(row.before.accepted, 0.99):>12.2f}{quantile(row.after.accepted, 0.99):>8.2f}"
         f"{row.memory[0]:>12,.0f}{row.memory[1]:>8,.0f}{row.memory[2]:>8,.0f}"
     )
