@@ -64,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.out.absolute().parent.is_dir() or args.out.is_dir():
         raise ExplainError(f"{args.out}: not a file in a directory that exists")
     with one_thread():
-        story = tell(bundles.load(args.bundle), args.data, lambda line: print(line, file=sys.stderr, flush=True))
+        story = tell(
+            bundles.load(args.bundle), args.data, lambda line: print(line, file=sys.stderr, flush=True)
+        )
     text = page(story).encode("utf-8")
     try:
         write_whole(args.out, text)
