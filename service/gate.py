@@ -119,8 +119,8 @@ class StreamProtocol(WebSocketsSansIOProtocol):
 
 
 class _Rest:
-    """Stands where uvicorn keeps the timer of a connection that rests. A timer for each response is 0.7 us and
-    a place in a heap of all connections; the look at them all that is taken anyway does as well."""
+    """Stands where uvicorn keeps the timer of a connection that rests. A timer for each response is 0.7 us
+    and a place in a heap of all connections; the look at them all that is taken anyway does as well."""
 
     def cancel(self) -> None:
         """What uvicorn does to the timer when the connection rests no more."""
