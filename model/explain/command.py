@@ -37,7 +37,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """The steps of one sequence are products too small to be shared: a second thread gains nothing, and where
     something else has the cores the two wait for each other at each (216 s in place of 5 were seen)."""
     import torch
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.out.absolute().parent.is_dir() or args.out.is_dir():
         raise ExplainError(f"{args.out}: not a file in a directory that exists")
-    with one_thread():
+    with _one_thread():
         story = tell(
             bundles.load(args.bundle), args.data, lambda line: print(line, file=sys.stderr, flush=True)
         )
